@@ -1,0 +1,51 @@
+"""BART as an Equinox object model: exact against Hugging Face's PyTorch BART, and fast."""
+
+from jaxtyping import install_import_hook as _install_import_hook
+
+
+# Every annotation in this package is checked when a function is called: under `jit`, while
+# it is traced. `JAXTYPING_DISABLE=1` turns that off.
+with _install_import_hook("eqx_bart", "beartype.beartype"):
+    from .cache import BartCache, KeyValues
+    from .checkpoint import CheckpointError
+    from .config import BartConfig
+    from .generation import GenerationConfig, GenerationOutput
+    from .heads import (
+        BartForCausalLM,
+        BartForConditionalGeneration,
+        BartForQuestionAnswering,
+        BartForSequenceClassification,
+    )
+    from .model import BartModel, shift_tokens_right
+    from .outputs import (
+        BaseModelOutput,
+        BaseModelOutputWithCrossAttentions,
+        CausalLMOutputWithCrossAttentions,
+        Seq2SeqLMOutput,
+        Seq2SeqModelOutput,
+        Seq2SeqQuestionAnsweringModelOutput,
+        Seq2SeqSequenceClassifierOutput,
+    )
+
+
+__all__ = [
+    "BartCache",
+    "BartConfig",
+    "BartForCausalLM",
+    "BartForConditionalGeneration",
+    "BartForQuestionAnswering",
+    "BartForSequenceClassification",
+    "BartModel",
+    "BaseModelOutput",
+    "BaseModelOutputWithCrossAttentions",
+    "CausalLMOutputWithCrossAttentions",
+    "CheckpointError",
+    "GenerationConfig",
+    "GenerationOutput",
+    "KeyValues",
+    "Seq2SeqLMOutput",
+    "Seq2SeqModelOutput",
+    "Seq2SeqQuestionAnsweringModelOutput",
+    "Seq2SeqSequenceClassifierOutput",
+    "shift_tokens_right",
+]

@@ -1,0 +1,335 @@
+"""`BartConfig`: what `config.json` says about a BART, validated, frozen and hashable."""
+
+import copy
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .activations import ACTIVATIONS
+
+
+_POSITIVE = (
+    "vocab_size",
+    "max_position_embeddings",
+    "d_model",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+    "num_labels",
+)
+_NON_NEGATIVE = ("encoder_layers", "decoder_layers")
+_PROBABILITIES = (
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "classifier_dropout",
+    "encoder_layerdrop",
+    "decoder_layerdrop",
+)
+_TOKEN_IDS = (
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "decoder_start_token_id",
+    "forced_eos_token_id",
+)
+_SEVERAL_IDS = ("eos_token_id", "forced_eos_token_id")
+_PROBLEM_TYPES = (
+    "regression",
+    "single_label_classification",
+    "multi_label_classification",
+)
+
+# Spellings that older files use, and the field that each one means today.
+_LEGACY_NAMES = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "encoder_layers",
+    "num_attention_heads": "encoder_attention_heads",
+    "classif_dropout": "classifier_dropout",
+    "_num_labels": "num_labels",
+}
+
+# Switches of models that share BART's file format but not its architecture, with
+# the one value that describes BART.
+_BART_IS = {
+    "model_type": "bart",
+    "normalize_before": False,
+    "normalize_embedding": True,
+    "add_final_layer_norm": False,
+    "add_bias_logits": False,
+    "static_position_embeddings": False,
+    "extra_pos_embeddings": 2,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BartConfig:
+    """The hyperparameters of a BART, under Hugging Face's names and defaults.
+
+    The defaults are those of `facebook/bart-large`. Source: Lewis et al. 2019
+    (arXiv:1910.13461), section 2; HF's `BartConfig`.
+
+    **Fields** that are not self-explanatory:
+
+    - `max_position_embeddings`: the longest sequence, in tokens. The position tables
+        have two rows more, BART's offset.
+    - `scale_embedding`: multiply token embeddings by `sqrt(d_model)`.
+    - `encoder_layerdrop`, `decoder_layerdrop`: the probability that training skips a
+        layer (arXiv:1909.11556).
+    - `eos_token_id`, `forced_eos_token_id`: one id, or a tuple of several.
+    - `id2label`: the label names in the order of their ids; `LABEL_0`, ... unless given.
+    - `extra`: every other key of `config.json`, kept so that it can be written back.
+        No model reads it.
+
+    **Raises** `ValueError` naming the field, its value and what is allowed.
+    """
+
+    vocab_size: int = 50265
+    max_position_embeddings: int = 1024
+    d_model: int = 1024
+    encoder_layers: int = 12
+    encoder_attention_heads: int = 16
+    encoder_ffn_dim: int = 4096
+    encoder_layerdrop: float = 0.0
+    decoder_layers: int = 12
+    decoder_attention_heads: int = 16
+    decoder_ffn_dim: int = 4096
+    decoder_layerdrop: float = 0.0
+    activation_function: str = "gelu"
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    classifier_dropout: float = 0.0
+    init_std: float = 0.02
+    scale_embedding: bool = False
+    tie_word_embeddings: bool = True
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 0
+    eos_token_id: int | tuple[int, ...] | None = 2
+    decoder_start_token_id: int | None = 2
+    forced_eos_token_id: int | tuple[int, ...] | None = 2
+    num_labels: int | None = None
+    id2label: tuple[str, ...] | None = None
+    problem_type: str | None = None
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+    def __post_init__(self):
+        self._settle_labels()
+        for name in _SEVERAL_IDS:
+            if isinstance(getattr(self, name), list):
+                self._set(name, tuple(getattr(self, name)))
+        self._set("extra", copy.deepcopy(dict(self.extra)))
+        self._validate()
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _settle_labels(self) -> None:
+        """Fills in whichever of `num_labels` and `id2label` was left out."""
+        named = self.id2label is not None and tuple(self.id2label) != _label_names(
+            len(self.id2label)
+        )
+        if named:
+            assert self.id2label is not None
+            self._set("id2label", tuple(self.id2label))
+            if self.num_labels is None:
+                self._set("num_labels", len(self.id2label))
+        else:
+            if self.num_labels is None:
+                self._set(
+                    "num_labels", 3 if self.id2label is None else len(self.id2label)
+                )
+            _check(self, "num_labels", _is_int, "be an integer")
+            self._set("id2label", _label_names(self.num_labels))
+
+    def _validate(self) -> None:
+        for name in _POSITIVE:
+            _check(self, name, lambda v: _is_int(v) and v > 0, "be a positive integer")
+        for name in _NON_NEGATIVE:
+            _check(self, name, lambda v: _is_int(v) and v >= 0, "be an integer, 0 or more")
+        for name in _PROBABILITIES:
+            _check(self, name, lambda v: _is_real(v) and 0 <= v < 1, "lie in [0, 1)")
+        _check(self, "init_std", lambda v: _is_real(v) and v >= 0, "be 0 or more")
+        for name in ("scale_embedding", "tie_word_embeddings"):
+            _check(self, name, lambda v: isinstance(v, bool), "be true or false")
+        for side in ("encoder", "decoder"):
+            _check(
+                self,
+                f"{side}_attention_heads",
+                lambda heads: self.d_model % heads == 0,
+                f"divide d_model={self.d_model}",
+            )
+        _check(
+            self,
+            "activation_function",
+            lambda v: isinstance(v, str) and v in ACTIVATIONS,
+            f"be one of {', '.join(sorted(ACTIVATIONS))}",
+        )
+        for name in _TOKEN_IDS:
+            _check(
+                self,
+                name,
+                lambda v, name=name: self._is_token_id(v, several=name in _SEVERAL_IDS),
+                f"be an id below vocab_size={self.vocab_size}, or none",
+            )
+        _check(
+            self,
+            "id2label",
+            lambda v: len(v) == self.num_labels and all(isinstance(x, str) for x in v),
+            f"name each of the num_labels={self.num_labels} labels",
+        )
+        _check(
+            self,
+            "problem_type",
+            lambda v: v is None or v in _PROBLEM_TYPES,
+            f"be one of {', '.join(_PROBLEM_TYPES)}, or none",
+        )
+
+    def _is_token_id(self, value: Any, *, several: bool) -> bool:
+        if several and isinstance(value, tuple):
+            return len(value) > 0 and all(
+                i is not None and self._is_token_id(i, several=False) for i in value
+            )
+        return value is None or (_is_int(value) and 0 <= value < self.vocab_size)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """`eos_token_id` as a tuple, whether it is none, one or several."""
+        return as_id_tuple(self.eos_token_id)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "BartConfig":
+        """Builds a config from the contents of a `config.json`, of any age.
+
+        **Raises** `ValueError` if a value is invalid, or if it says that the model is
+        not a BART.
+        """
+        values = dict(values)
+        for name, bart in _BART_IS.items():
+            if values.get(name, bart) not in (bart, None):
+                raise ValueError(
+                    f"This is not the config of a BART: {name} is {values[name]!r}, and "
+                    f"BART's is {bart!r}."
+                )
+        values.pop("model_type", None)
+        for old, new in _LEGACY_NAMES.items():
+            if old in values:
+                values.setdefault(new, values.pop(old))
+        if values.get("id2label") is not None:
+            values["id2label"] = _ordered_labels(values["id2label"])
+            values["num_labels"] = len(values["id2label"])
+            if values.get("label2id") == _inverse(values["id2label"]):
+                del values["label2id"]
+        fields = {field.name for field in dataclasses.fields(cls)} - {"extra"}
+        nullable = {*_TOKEN_IDS, "problem_type"}
+        known = {
+            name: values.pop(name)
+            for name in fields & values.keys()
+            if values[name] is not None or name in nullable
+        }
+        extra = {name: v for name, v in values.items() if name not in fields}
+        return cls(**known, extra=extra)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of this config's `config.json`; `from_dict` reads it back."""
+        values = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+        }
+        extra = copy.deepcopy(values.pop("extra"))
+        labels = values["id2label"]
+        values["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        values["label2id"] = _inverse(labels)
+        del values["num_labels"]
+        for name in _SEVERAL_IDS:
+            if isinstance(values[name], tuple):
+                values[name] = list(values[name])
+        return {"model_type": "bart", **values, **extra}
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "BartConfig":
+        """Reads `config.json`.
+
+        **Arguments:**
+
+        - `path`: the file, or the directory that holds it.
+
+        **Raises** `FileNotFoundError` if there is no such file, `ValueError` if it is
+        not the JSON of a BART config.
+        """
+        return cls.from_dict(read_json(Path(path), "config.json"))
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes `config.json` into `directory`, which is made if need be."""
+        write_json(Path(directory), "config.json", self.to_dict())
+
+
+def as_id_tuple(ids: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    """Token ids as a tuple, given as none, one or several."""
+    if ids is None:
+        return ()
+    return (ids,) if isinstance(ids, int) else ids
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """Reads the JSON object at `path`, or at `path / name` if that is a directory."""
+    file = path / name if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"There is no {name} at {path}: give a checkpoint directory or the file."
+        )
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} holds a {type(values).__name__}, not a JSON object.")
+    return values
+
+
+def write_json(directory: Path, name: str, values: Mapping[str, Any]) -> None:
+    """Writes `values` to `directory / name`, which is made if need be."""
+    directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
+    (directory / name).write_text(text + "\n", encoding="utf-8")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_real(value: Any) -> bool:
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _check(config: BartConfig, name: str, is_valid: Any, expected: str) -> None:
+    value = getattr(config, name)
+    if not is_valid(value):
+        raise ValueError(f"BartConfig: {name} must {expected}; it is {value!r}.")
+
+
+def _label_names(count: int) -> tuple[str, ...]:
+    return tuple(f"LABEL_{i}" for i in range(count))
+
+
+def _ordered_labels(id2label: Any) -> tuple[str, ...]:
+    """The labels of HF's `{"0": name, ...}`, in the order of their ids."""
+    if not isinstance(id2label, Mapping):
+        return tuple(id2label)
+    try:
+        by_id = {int(i): label for i, label in id2label.items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"BartConfig: id2label has a key that is no id: {error}.") from error
+    if sorted(by_id) != list(range(len(by_id))):
+        raise ValueError(
+            f"BartConfig: id2label must name the ids 0 to {len(by_id) - 1}; it names "
+            f"{sorted(by_id)}."
+        )
+    return tuple(by_id[i] for i in range(len(by_id)))
+
+
+def _inverse(labels: tuple[str, ...]) -> dict[str, int]:
+    return {label: i for i, label in enumerate(labels)}

@@ -1,0 +1,207 @@
+"""`GenerationConfig`: how `generate` chooses its tokens."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config import as_id_tuple, BartConfig, read_json, write_json
+
+
+# HF's settings that change the result and that `generate` does not have yet, with the
+# values at which they change nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "do_sample": (False,),
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "penalty_alpha": (0.0,),
+    "repetition_penalty": (1.0,),
+    "encoder_repetition_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "bad_words_ids": ([],),
+    "force_words_ids": ([],),
+    "constraints": ([],),
+    "num_return_sequences": (1,),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "sequence_bias": ({}, []),
+    "exponential_decay_length_penalty": (),
+    "remove_invalid_values": (False,),
+    "guidance_scale": (1.0,),
+    "watermarking_config": (),
+    "stop_strings": ([],),
+    "max_time": (),
+    "token_healing": (False,),
+    "dola_layers": (),
+}
+_SEVERAL_IDS = ("eos_token_id", "forced_eos_token_id")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """The settings of `generate`, under HF's names.
+
+    Every field is optional, and `None` leaves it to the defaults of the model, then to
+    HF's. Source: HF's `GenerationConfig`.
+
+    **Fields:**
+
+    - `max_length`: the length of the result at most, the start token included.
+    - `max_new_tokens`: the same, the start token excluded; it goes before `max_length`.
+        With neither, 20 tokens are generated, or as many as the model has positions for.
+    - `decoder_start_token_id`: the first token of the result; `bos_token_id` by default.
+    - `eos_token_id`: the token, or tokens, that end a row. `pad_token_id` follows.
+    - `forced_bos_token_id`: the token that comes second, behind the start.
+    - `forced_eos_token_id`: the token at `max_length`, if a row gets there.
+    - `extra`: HF's other settings, kept so that they can be written back. `generate`
+        refuses those that would change its result.
+
+    **Raises** `ValueError` naming the field, its value and what is allowed.
+    """
+
+    max_length: int | None = None
+    max_new_tokens: int | None = None
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    decoder_start_token_id: int | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | tuple[int, ...] | None = None
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+    def __post_init__(self):
+        for name in _SEVERAL_IDS:
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("max_length", "max_new_tokens"):
+            self._check_int(name, getattr(self, name), least=1)
+        for field in dataclasses.fields(self):
+            if field.name.endswith("_token_id"):
+                value = getattr(self, field.name)
+                several = isinstance(value, tuple) and field.name in _SEVERAL_IDS
+                for token_id in value if several else (value,):
+                    self._check_int(field.name, token_id, least=0)
+
+    def _check_int(self, name: str, value: Any, *, least: int) -> None:
+        if value is None:
+            return
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(
+                f"GenerationConfig: {name} must be an integer, {least} or more; it is "
+                f"{value!r}."
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "GenerationConfig":
+        """Builds a config from the contents of a `generation_config.json`."""
+        names = {field.name for field in dataclasses.fields(cls)} - {"extra"}
+        known = {name: value for name, value in values.items() if name in names}
+        extra = {name: value for name, value in values.items() if name not in names}
+        return cls(**known, extra=extra)
+
+    @classmethod
+    def from_model_config(cls, config: BartConfig) -> "GenerationConfig":
+        """The settings that checkpoints from before HF's `generation_config.json` keep in
+        their `config.json`."""
+        values = config.to_dict()
+        if values.get("force_bos_token_to_be_generated"):
+            values.setdefault("forced_bos_token_id", config.bos_token_id)
+        names = {field.name for field in dataclasses.fields(cls)} | _NEUTRAL.keys()
+        return cls.from_dict({k: v for k, v in values.items() if k in names - {"extra"}})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of this config's `generation_config.json`."""
+        values = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+        }
+        extra = values.pop("extra")
+        values = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if value is not None
+        }
+        return {**values, **extra}
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "GenerationConfig":
+        """Reads `generation_config.json`, given it or its directory.
+
+        **Raises** `FileNotFoundError` or `ValueError`, as `BartConfig.from_pretrained`.
+        """
+        return cls.from_dict(read_json(Path(path), "generation_config.json"))
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes `generation_config.json` into `directory`, which is made if need be."""
+        write_json(Path(directory), "generation_config.json", self.to_dict())
+
+    def updated(self, other: "GenerationConfig | None", overrides: dict[str, Any]) -> "GenerationConfig":
+        """These settings, overridden by those that `other` sets, then by `overrides`.
+
+        **Raises** `TypeError` if an override is not a setting of HF's.
+        """
+        names = {field.name for field in dataclasses.fields(self)} - {"extra"}
+        unknown = overrides.keys() - names - _NEUTRAL.keys()
+        if unknown:
+            raise TypeError(
+                f"generate has no setting {', '.join(sorted(unknown))}; GenerationConfig "
+                f"lists those that it has."
+            )
+        values = {**self.to_dict(), **(other.to_dict() if other else {})}
+        return type(self).from_dict({**values, **overrides})
+
+    def settle(self, prompt_length: int, config: BartConfig) -> "GenerationConfig":
+        """These settings with all defaults filled in, for a prompt of this length.
+
+        **Raises** `ValueError` if a setting is missing, does not fit the model, or is one
+        that `generate` does not have.
+        """
+        for name, neutral in _NEUTRAL.items():
+            value = self.extra.get(name)
+            if value is not None and value not in neutral:
+                hint = f": pass {name}={neutral[0]!r} to do without it" if neutral else ""
+                raise ValueError(
+                    f"generate does not support {name}={value!r} and will not ignore it"
+                    f"{hint}."
+                )
+        start = self.decoder_start_token_id
+        if start is None:
+            start = self.bos_token_id
+        if start is None:
+            raise ValueError(
+                "generate needs decoder_start_token_id or bos_token_id, and has neither."
+            )
+        eos = as_id_tuple(self.eos_token_id)
+        pad = eos[0] if self.pad_token_id is None and eos else self.pad_token_id
+        limit = config.max_position_embeddings
+        if self.max_new_tokens is not None:
+            max_length = prompt_length + self.max_new_tokens
+        elif self.max_length is not None:
+            max_length = self.max_length
+        else:
+            max_length = min(prompt_length + 20, limit)
+        if not prompt_length < max_length <= limit:
+            raise ValueError(
+                f"generate would make {max_length} tokens from a start of {prompt_length}: "
+                f"max_length must be more than that and at most the "
+                f"max_position_embeddings={limit} of the model."
+            )
+        settled = dataclasses.replace(
+            self,
+            max_length=max_length,
+            max_new_tokens=None,
+            decoder_start_token_id=start,
+            pad_token_id=pad,
+            extra={},
+        )
+        for field in dataclasses.fields(settled):
+            if field.name.endswith("_token_id"):
+                for token_id in as_id_tuple(getattr(settled, field.name)):
+                    if token_id >= config.vocab_size:
+                        raise ValueError(
+                            f"GenerationConfig: {field.name}={token_id} is outside the "
+                            f"vocabulary of {config.vocab_size}."
+                        )
+        return settled

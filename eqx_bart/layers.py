@@ -1,0 +1,252 @@
+"""The layers that BART is made of. Each holds its arrays directly.
+
+Weights are stored as the hardware likes them: a `Linear` maps with `x @ weight`, so that
+its weight is `[in, out]`, the transpose of what PyTorch stores.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt
+
+from .activations import ACTIVATIONS
+from .checks import ArrayLike, check_range
+
+
+#: The row of the position table that holds position 0, a relic of fairseq's padding.
+POSITION_OFFSET = 2
+
+
+def split_key(key: PRNGKeyArray | None, num: int) -> list[PRNGKeyArray | None]:
+    """`num` keys from `key`, or `num` times `None` from `None`."""
+    return [None] * num if key is None else list(jax.random.split(key, num))
+
+
+class Linear(eqx.Module):
+    """`x @ weight + bias`, accumulated in float32 or better."""
+
+    weight: Float[Array, "d_in d_out"]
+    bias: Float[Array, " d_out"] | None
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        *,
+        use_bias: bool = True,
+        init_std: float,
+        key: PRNGKeyArray,
+    ):
+        """Draws the weight from `N(0, init_std²)`; the bias is zero."""
+        self.weight = init_std * jax.random.normal(key, (d_in, d_out))
+        self.bias = jnp.zeros_like(self.weight[0]) if use_bias else None
+
+    def __call__(
+        self, x: Float[Array, "*batch {self.weight.shape[0]}"]
+    ) -> Float[Array, "*batch {self.weight.shape[1]}"]:
+        y = dot(x, self.weight)
+        if self.bias is not None:
+            y = y + self.bias
+        return y.astype(x.dtype)
+
+
+def dot(x: Float[Array, "*batch d_in"], weight: Float[Array, "d_in d_out"]) -> Array:
+    """`x @ weight` in float32 or better, whatever the dtype of the operands."""
+    return jnp.dot(x, weight, preferred_element_type=_at_least_float32(x, weight))
+
+
+def _at_least_float32(*arrays: Array) -> jnp.dtype:
+    return jnp.result_type(jnp.float32, *(a.dtype for a in arrays))
+
+
+class LayerNorm(eqx.Module):
+    """Layer normalisation over the last axis, computed in float32 or better.
+
+    Source: arXiv:1607.06450; PyTorch's `nn.LayerNorm` with its default `eps`.
+    """
+
+    weight: Float[Array, " d_model"]
+    bias: Float[Array, " d_model"]
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, d_model: int, *, eps: float = 1e-5):
+        self.weight = jnp.ones(d_model)
+        self.bias = jnp.zeros(d_model)
+        self.eps = eps
+
+    def __call__(
+        self, x: Float[Array, "*batch {self.weight.shape[0]}"]
+    ) -> Float[Array, "*batch {self.weight.shape[0]}"]:
+        y = x.astype(_at_least_float32(x))
+        centred = y - jnp.mean(y, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.eps)
+        return (y * self.weight + self.bias).astype(x.dtype)
+
+
+class Embedding(eqx.Module):
+    """A table of token embeddings, times `scale` where it is looked up.
+
+    The row of `padding_idx` is looked up like any other but learns nothing from it, as
+    in PyTorch. Source: HF's `BartScaledWordEmbedding`.
+    """
+
+    weight: Float[Array, "vocab d_model"]
+    padding_idx: int | None = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        *,
+        padding_idx: int | None,
+        scale: float,
+        init_std: float,
+        key: PRNGKeyArray,
+    ):
+        """Draws the table from `N(0, init_std²)`, but for a `padding_idx` row of zeros."""
+        weight = init_std * jax.random.normal(key, (vocab_size, d_model))
+        if padding_idx is not None:
+            weight = weight.at[padding_idx].set(0)
+        self.weight = weight
+        self.padding_idx = padding_idx
+        self.scale = scale
+
+    def __call__(
+        self, ids: Integer[ArrayLike, "batch length"], name: str = "input_ids"
+    ) -> Float[Array, "batch length {self.weight.shape[1]}"]:
+        """Looks `ids` up.
+
+        **Raises** if an id lies outside the table; `name` is what the message calls
+        them. See `eqx_bart.checks.check_range`.
+        """
+        vocab_size = self.weight.shape[0]
+        return self.lookup(check_range(ids, vocab_size, name, "the vocabulary"))
+
+    def lookup(
+        self, ids: Integer[Array, "*batch"]
+    ) -> Float[Array, "*batch {self.weight.shape[1]}"]:
+        """`__call__` for ids that are known to be inside the table."""
+        rows = _rows(self.weight, ids)
+        if self.padding_idx is not None:
+            is_padding = (ids == self.padding_idx)[..., None]
+            rows = jnp.where(is_padding, jax.lax.stop_gradient(rows), rows)
+        return rows if self.scale == 1 else rows * self.scale
+
+
+class LearnedPositionalEmbedding(eqx.Module):
+    """A learned embedding for each position; position 0 is row `POSITION_OFFSET`.
+
+    Source: HF's `BartLearnedPositionalEmbedding`.
+    """
+
+    weight: Float[Array, "rows d_model"]
+
+    def __init__(
+        self, max_positions: int, d_model: int, *, init_std: float, key: PRNGKeyArray
+    ):
+        shape = (max_positions + POSITION_OFFSET, d_model)
+        self.weight = init_std * jax.random.normal(key, shape)
+
+    @property
+    def max_positions(self) -> int:
+        return self.weight.shape[0] - POSITION_OFFSET
+
+    def __call__(
+        self, position_ids: Integer[ArrayLike, "#batch length"], name: str = "position_ids"
+    ) -> Float[Array, "#batch length {self.weight.shape[1]}"]:
+        """Looks positions up.
+
+        **Raises** if one lies outside the table, as `Embedding.__call__` does.
+        """
+        position_ids = check_range(
+            position_ids, self.max_positions, name, "the position table"
+        )
+        return _rows(self.weight, position_ids + POSITION_OFFSET)
+
+    def span(
+        self, start: int | Integer[Array, ""], length: int
+    ) -> Float[Array, "1 length {self.weight.shape[1]}"]:
+        """The embeddings of positions `start` to `start + length - 1`.
+
+        **Raises** `ValueError` if `length` exceeds the table. That a traced `start`
+        stays inside it is for the caller to see to.
+        """
+        if length > self.max_positions:
+            raise ValueError(
+                f"A sequence of {length} tokens is longer than the position table: "
+                f"max_position_embeddings is {self.max_positions}. Truncate the input."
+            )
+        rows = jax.lax.dynamic_slice_in_dim(self.weight, start + POSITION_OFFSET, length)
+        return rows[None]
+
+
+def _rows(table: Float[Array, "rows width"], ids: Integer[Array, "*batch"]) -> Array:
+    return table.at[ids].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+
+class LayerDrop(eqx.Module):
+    """Skips a whole layer with probability `p` while training.
+
+    Source: Fan et al. 2019, arXiv:1909.11556.
+    """
+
+    p: float
+    inference: bool = False
+
+    def __call__(
+        self,
+        new: Float[Array, "*shape"],
+        old: Float[Array, "*shape"],
+        *,
+        key: PRNGKeyArray | None,
+    ) -> Float[Array, "*shape"]:
+        """`new`, what the layer made of `old`; or `old`, where the layer is dropped.
+
+        **Raises** `RuntimeError` if a key is needed and none is given.
+        """
+        if self.inference or self.p == 0:
+            return new
+        if key is None:
+            raise RuntimeError(
+                "LayerDrop requires a key in training mode: pass key=..., or put the "
+                "model into inference mode with equinox.nn.inference_mode."
+            )
+        return jnp.where(jax.random.bernoulli(key, self.p), old, new)
+
+
+class Buffer(eqx.Module):
+    """An array that belongs to a model but is not one of its parameters.
+
+    Equinox's filters, and so gradients, optimisers and casts, pick parameters by their
+    inexact dtype. A buffer holds the bits of its floats as integers: they pass it by.
+    """
+
+    bits: UInt[Array, "*shape"]
+    dtype: jnp.dtype = eqx.field(static=True)
+
+    def __init__(self, value: Float[ArrayLike, "*shape"]):
+        value = jnp.asarray(value)
+        unsigned = jnp.dtype(f"uint{8 * value.dtype.itemsize}")
+        self.bits = jax.lax.bitcast_convert_type(value, unsigned)
+        self.dtype = value.dtype
+
+    @property
+    def value(self) -> Float[Array, "*shape"]:
+        """The floats."""
+        return jax.lax.bitcast_convert_type(self.bits, self.dtype)
+
+
+def feed_forward(
+    fc1: Linear,
+    fc2: Linear,
+    activation_function: str,
+    activation_dropout: eqx.nn.Dropout,
+    x: Float[Array, "*batch d_model"],
+    *,
+    key: PRNGKeyArray | None,
+) -> Float[Array, "*batch d_model"]:
+    """BART's feed-forward block: two linear maps around an activation."""
+    hidden = ACTIVATIONS[activation_function](fc1(x))
+    return fc2(activation_dropout(hidden, key=key))

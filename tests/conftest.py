@@ -1,0 +1,40 @@
+import pathlib
+
+import jax
+import pytest
+
+import eqx_bart as eb
+
+
+SHARED_DATA = pathlib.Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def getkey():
+    """A function that gives another key at each call."""
+    keys = iter(range(1_000_000))
+    return lambda: jax.random.key(next(keys))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of real checkpoints and configs, which is no part of the project."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"{SHARED_DATA} is not there")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def config() -> eb.BartConfig:
+    """A BART small enough to test with, and lopsided, so that no two sizes are alike."""
+    return eb.BartConfig(
+        vocab_size=41,
+        max_position_embeddings=12,
+        d_model=24,
+        encoder_layers=2,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=40,
+        decoder_layers=3,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=36,
+    )
