@@ -7,7 +7,7 @@ from jaxtyping import install_import_hook as _install_import_hook
 # it is traced. `JAXTYPING_DISABLE=1` turns that off.
 with _install_import_hook("eqx_bart", "beartype.beartype"):
     from .cache import BartCache, KeyValues
-    from .checkpoint import CheckpointError
+    from .checkpoint import BUILTIN_MODEL, CheckpointError
     from .config import BartConfig
     from .generation import GenerationConfig, GenerationOutput
     from .heads import (
@@ -29,6 +29,7 @@ with _install_import_hook("eqx_bart", "beartype.beartype"):
 
 
 __all__ = [
+    "BUILTIN_MODEL",
     "BartCache",
     "BartConfig",
     "BartForCausalLM",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from .checks import error_if
+from .checks import ArrayLike, error_if, Mask
 from .config import BartConfig
 
 
@@ -125,14 +125,16 @@ class BartCache(eqx.Module):
         is_past = slots <= positions[:, None]
         return is_past & self.attention_mask[:, None, None, :]
 
-    def mask_tokens(self, attention_mask: Bool[Array, "batch new"]) -> "BartCache":
+    def mask_tokens(self, attention_mask: Mask[ArrayLike, "batch new"]) -> "BartCache":
         """Notes which of the tokens that are written next may be attended to."""
         mask = jax.lax.dynamic_update_slice_in_dim(
-            self.attention_mask, attention_mask, self.length, axis=1
+            self.attention_mask, jnp.asarray(attention_mask, bool), self.length, axis=1
         )
         return eqx.tree_at(lambda cache: cache.attention_mask, self, mask)
 
-    def advance(self, self_attention: tuple[KeyValues, ...], num_tokens: int) -> "BartCache":
+    def advance(
+        self, self_attention: tuple[KeyValues, ...], num_tokens: int
+    ) -> "BartCache":
         """The cache after `num_tokens` more tokens, given its layers' new contents."""
         return eqx.tree_at(
             lambda cache: (cache.self_attention, cache.length),

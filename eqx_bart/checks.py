@@ -1,9 +1,11 @@
 """Checks on values: a plain exception outside `jit`, `equinox.error_if` inside it."""
 
+import typing
 from typing import TYPE_CHECKING, TypeVar
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import AbstractDtype, Array, Bool, Integer
@@ -13,13 +15,14 @@ from jaxtyping import AbstractDtype, Array, Bool, Integer
 ArrayLike = Array | np.ndarray
 
 if TYPE_CHECKING:
-    from typing import Annotated as Mask
+    Mask = typing.Annotated
 else:
 
     class Mask(AbstractDtype):
         """An attention mask as users give it: booleans, or integers where 0 is padding."""
 
-        dtypes = [*Bool.dtypes, *Integer.dtypes]
+        dtypes = (*Bool.dtypes, *Integer.dtypes)
+
 
 _T = TypeVar("_T")
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .activations import ACTIVATIONS
 
@@ -112,8 +112,8 @@ class BartConfig:
     eos_token_id: int | tuple[int, ...] | None = 2
     decoder_start_token_id: int | None = 2
     forced_eos_token_id: int | tuple[int, ...] | None = 2
-    num_labels: int | None = None
-    id2label: tuple[str, ...] | None = None
+    num_labels: int = cast("int", None)  # __post_init__ settles both of these
+    id2label: tuple[str, ...] = cast("tuple[str, ...]", None)
     problem_type: str | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
@@ -130,21 +130,16 @@ class BartConfig:
 
     def _settle_labels(self) -> None:
         """Fills in whichever of `num_labels` and `id2label` was left out."""
-        named = self.id2label is not None and tuple(self.id2label) != _label_names(
-            len(self.id2label)
-        )
-        if named:
-            assert self.id2label is not None
-            self._set("id2label", tuple(self.id2label))
-            if self.num_labels is None:
-                self._set("num_labels", len(self.id2label))
-        else:
-            if self.num_labels is None:
-                self._set(
-                    "num_labels", 3 if self.id2label is None else len(self.id2label)
-                )
-            _check(self, "num_labels", _is_int, "be an integer")
-            self._set("id2label", _label_names(self.num_labels))
+        names: Any = self.id2label
+        count: Any = self.num_labels
+        if names is not None:
+            names = _ordered_labels(names)
+            count = len(names) if count is None else count
+        count = 3 if count is None else count
+        if names is None or names == _label_names(len(names)):
+            names = _label_names(count) if _is_int(count) else ()
+        self._set("num_labels", count)
+        self._set("id2label", names)
 
     def _validate(self) -> None:
         for name in _POSITIVE:
@@ -221,7 +216,6 @@ class BartConfig:
                 values.setdefault(new, values.pop(old))
         if values.get("id2label") is not None:
             values["id2label"] = _ordered_labels(values["id2label"])
-            values["num_labels"] = len(values["id2label"])
             if values.get("label2id") == _inverse(values["id2label"]):
                 del values["label2id"]
         fields = {field.name for field in dataclasses.fields(cls)} - {"extra"}
@@ -250,17 +244,26 @@ class BartConfig:
         return {"model_type": "bart", **values, **extra}
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> "BartConfig":
+    def from_pretrained(cls, path: str | Path, **overrides: Any) -> "BartConfig":
         """Reads `config.json`.
 
         **Arguments:**
 
         - `path`: the file, or the directory that holds it.
+        - `overrides`: fields to set otherwise than the file does. Another `num_labels`
+            replaces the labels' names.
 
         **Raises** `FileNotFoundError` if there is no such file, `ValueError` if it is
         not the JSON of a BART config.
         """
-        return cls.from_dict(read_json(Path(path), "config.json"))
+        values = read_json(Path(path), "config.json")
+        if overrides.get("num_labels") not in (
+            None,
+            len(values.get("id2label") or ()),
+        ):
+            values.pop("id2label", None)
+            values.pop("label2id", None)
+        return cls.from_dict({**values, **overrides})
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes `config.json` into `directory`, which is made if need be."""
@@ -316,13 +319,15 @@ def _label_names(count: int) -> tuple[str, ...]:
 
 
 def _ordered_labels(id2label: Any) -> tuple[str, ...]:
-    """The labels of HF's `{"0": name, ...}`, in the order of their ids."""
+    """The labels of HF's `{"0": name, ...}`, or a sequence, in the order of their ids."""
     if not isinstance(id2label, Mapping):
         return tuple(id2label)
     try:
         by_id = {int(i): label for i, label in id2label.items()}
     except (TypeError, ValueError) as error:
-        raise ValueError(f"BartConfig: id2label has a key that is no id: {error}.") from error
+        raise ValueError(
+            f"BartConfig: id2label has a key that is no id: {error}."
+        ) from error
     if sorted(by_id) != list(range(len(by_id))):
         raise ValueError(
             f"BartConfig: id2label must name the ids 0 to {len(by_id) - 1}; it names "

@@ -148,43 +148,94 @@ class BartDecoder(eqx.Module):
         encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
         position_ids: Integer[ArrayLike, "#batch length"] | None = None,
         *,
-        cache: BartCache | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[BaseModelOutputWithCrossAttentions, BartCache | None]:
-        """Decodes token embeddings; see `BartModel.decode`.
+    ) -> BaseModelOutputWithCrossAttentions:
+        """Decodes the embeddings of all tokens at once; see `BartModel.decode`."""
+        mask = causal_mask(inputs_embeds.shape[1])
+        if attention_mask is not None:
+            mask = mask & padding_mask(attention_mask)
+        cross_attention = ()
+        if encoder_hidden_states is not None:
+            cross_attention = self.cross_attention(encoder_hidden_states)
+        outputs, _ = self._run(
+            inputs_embeds,
+            self._positions(inputs_embeds, 0, position_ids),
+            mask,
+            cross_attention,
+            encoder_attention_mask,
+            None,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            key=key,
+        )
+        return outputs
 
-        With a `cache`, the tokens follow those in it, what is known of the encoder
-        comes from it, and that there is room for the tokens is for the caller to see to.
+    def step(
+        self,
+        inputs_embeds: Float[Array, "batch new d_model"],
+        cache: BartCache,
+        attention_mask: Mask[ArrayLike, "batch new"] | None = None,
+        position_ids: Integer[ArrayLike, "#batch new"] | None = None,
+        *,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[BaseModelOutputWithCrossAttentions, BartCache]:
+        """Decodes the embeddings of the tokens that follow those in `cache`.
+
+        That the cache fits them is for the caller to see to; see `BartCache.check`.
         """
         num_tokens = inputs_embeds.shape[1]
-        if cache is None:
-            mask = causal_mask(num_tokens)
-            if attention_mask is not None:
-                mask = mask & padding_mask(attention_mask)
-            cross_attention = ()
-            if encoder_hidden_states is not None:
-                cross_attention = self.cross_attention(encoder_hidden_states)
-        else:
-            if attention_mask is not None:
-                cache = cache.mask_tokens(attention_mask)
-            mask = cache.mask(num_tokens)
-            cross_attention = cache.cross_attention
-            encoder_attention_mask = cache.encoder_attention_mask
+        if attention_mask is not None:
+            cache = cache.mask_tokens(attention_mask)
+        outputs, self_attention = self._run(
+            inputs_embeds,
+            self._positions(inputs_embeds, cache.length, position_ids),
+            cache.mask(num_tokens),
+            cache.cross_attention,
+            cache.encoder_attention_mask,
+            cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            key=key,
+        )
+        return outputs, cache.advance(self_attention, num_tokens)
+
+    def _positions(
+        self,
+        inputs_embeds: Float[Array, "batch length d_model"],
+        start: int | Integer[Array, ""],
+        position_ids: Integer[ArrayLike, "#batch length"] | None,
+    ) -> Float[Array, "#batch length d_model"]:
+        """The embeddings of `position_ids`, or of the positions from `start` on."""
+        if position_ids is None:
+            return self.embed_positions.span(start, inputs_embeds.shape[1])
+        return self.embed_positions(position_ids, "decoder_position_ids")
+
+    def _run(
+        self,
+        inputs_embeds: Float[Array, "batch length d_model"],
+        positions: Float[Array, "#batch length d_model"],
+        mask: Bool[Array, "#batch 1 length keys"],
+        cross_attention: tuple[KeyValues, ...],
+        encoder_attention_mask: Mask[ArrayLike, "batch source"] | None,
+        cache: BartCache | None,
+        *,
+        output_attentions: bool,
+        output_hidden_states: bool,
+        key: PRNGKeyArray | None,
+    ) -> tuple[BaseModelOutputWithCrossAttentions, tuple[KeyValues, ...]]:
+        """The layers; returns the outputs and what each layer's self-attention attended
+        to, which with a cache is what it holds and the new tokens behind it."""
         encoder_mask = None
         if encoder_attention_mask is not None:
             encoder_mask = padding_mask(encoder_attention_mask)
-        if position_ids is None:
-            start = 0 if cache is None else cache.length
-            positions = self.embed_positions.span(start, num_tokens)
-        else:
-            positions = self.embed_positions(position_ids, "decoder_position_ids")
-
         embed_key, *layer_keys = split_key(key, 1 + len(self.layers))
         hidden = self.layernorm_embedding(inputs_embeds + positions)
         hidden = self.dropout(hidden, key=embed_key)
-        hidden_states, attentions, cross_attentions, written = [hidden], [], [], []
+        hidden_states, attentions, cross_attentions, attended = [hidden], [], [], []
         for i, (layer, layer_key) in enumerate(zip(self.layers, layer_keys, strict=True)):
             drop_key, layer_key = split_key(layer_key, 2)
             key_values = layer.self_attn.key_values(hidden)
@@ -202,15 +253,12 @@ class BartDecoder(eqx.Module):
             hidden_states.append(hidden)
             attentions.append(weights)
             cross_attentions.append(cross_weights)
-            written.append(key_values)
-        output = BaseModelOutputWithCrossAttentions(
+            attended.append(key_values)
+        has_cross_attentions = output_attentions and bool(cross_attention)
+        outputs = BaseModelOutputWithCrossAttentions(
             last_hidden_state=hidden,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
-            cross_attentions=(
-                tuple(cross_attentions) if output_attentions and cross_attention else None
-            ),
+            cross_attentions=tuple(cross_attentions) if has_cross_attentions else None,
         )
-        if cache is not None:
-            cache = cache.advance(tuple(written), num_tokens)
-        return output, cache
+        return outputs, tuple(attended)

@@ -274,7 +274,7 @@ class BartForConditionalGeneration(
         """`decode` for a loop that knows its tokens to be in the vocabulary and to fit
         the cache: the logits and the next cache, and no checks."""
         embed_tokens = self.model.decoder.embed_tokens or self.model.shared
-        outputs, cache = self.model.decoder(embed_tokens.lookup(tokens), cache=cache)
+        outputs, cache = self.model.decoder.step(embed_tokens.lookup(tokens), cache)
         return self._logits(outputs.last_hidden_state), cache
 
     def generate(
@@ -497,11 +497,11 @@ class BartForCausalLM(PretrainedModel):
         inputs_embeds = embed_inputs(
             self._embed_tokens, input_ids, inputs_embeds, "input_ids"
         )
-        outputs, cache = self.model.decoder(
+        outputs, cache = self.model.decoder.step(
             inputs_embeds,
+            cache.check(self.config, *inputs_embeds.shape[:2]),
             attention_mask,
-            position_ids=position_ids,
-            cache=cache.check(self.config, *inputs_embeds.shape[:2]),
+            position_ids,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             key=key,
@@ -530,7 +530,7 @@ class BartForCausalLM(PretrainedModel):
         inputs_embeds = embed_inputs(
             self._embed_tokens, input_ids, inputs_embeds, "input_ids"
         )
-        outputs, _ = self.model.decoder(
+        outputs = self.model.decoder(
             inputs_embeds,
             attention_mask,
             encoder_hidden_states,

@@ -1,7 +1,7 @@
 """`BartModel`: the encoder and the decoder, without a head."""
 
 import math
-from typing import overload
+from typing import Any, overload
 
 import equinox as eqx
 import jax
@@ -22,13 +22,17 @@ from .outputs import (
 )
 
 
+#: The label that losses ignore.
+IGNORE_INDEX = -100
+
+
 def shift_tokens_right(
     input_ids: Integer[ArrayLike, "batch length"],
     pad_token_id: int | None,
     decoder_start_token_id: int | None,
 ) -> Integer[Array, "batch length"]:
     """The decoder's input for the target `input_ids`: the start token, then all but the
-    last of them. A label of -100, which losses ignore, becomes padding.
+    last of them. `IGNORE_INDEX` becomes padding.
 
     **Raises** `ValueError` if either token id is `None`. Source: HF's function.
     """
@@ -39,7 +43,7 @@ def shift_tokens_right(
         )
     shifted = jnp.roll(jnp.asarray(input_ids), 1, axis=1)
     shifted = shifted.at[:, :1].set(decoder_start_token_id)
-    return jnp.where(shifted == -100, pad_token_id, shifted)
+    return jnp.where(shifted == IGNORE_INDEX, pad_token_id, shifted)
 
 
 def token_embedding(config: BartConfig, *, key: PRNGKeyArray) -> Embedding:
@@ -239,20 +243,25 @@ class BartModel(PretrainedModel):
             decoder_inputs_embeds,
             "decoder_input_ids",
         )
-        if cache is not None:
-            cache = cache.check(self.config, *inputs_embeds.shape[:2])
-        output, cache = self.decoder(
-            inputs_embeds,
-            decoder_attention_mask,
-            encoder_outputs and encoder_outputs.last_hidden_state,
-            encoder_attention_mask,
-            decoder_position_ids,
-            cache=cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            key=key,
+        options: Any = {
+            "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states,
+            "key": key,
+        }
+        if encoder_outputs is not None:
+            return self.decoder(
+                inputs_embeds,
+                decoder_attention_mask,
+                encoder_outputs.last_hidden_state,
+                encoder_attention_mask,
+                decoder_position_ids,
+                **options,
+            )
+        assert cache is not None
+        cache = cache.check(self.config, *inputs_embeds.shape[:2])
+        return self.decoder.step(
+            inputs_embeds, cache, decoder_attention_mask, decoder_position_ids, **options
         )
-        return output if cache is None else (output, cache)
 
     def __call__(
         self,

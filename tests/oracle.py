@@ -66,8 +66,8 @@ def random_model(
     config._attn_implementation = "eager"
     model = getattr(transformers, name)(config).eval().to(dtype)
     with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            centre = 1.0 if "norm" in path and path.endswith("weight") else 0.0
             tensor.copy_(centre + 0.3 * torch.randn(tensor.shape, dtype=dtype))
     return model
 

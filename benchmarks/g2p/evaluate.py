@@ -1,6 +1,6 @@
 """Phoneme and word error rates of a model on CMUdict words that training did not see.
 
-    python benchmarks/g2p/evaluate.py [--model DIRECTORY] [--split test]
+python benchmarks/g2p/evaluate.py [--model DIRECTORY] [--split test]
 """
 
 import argparse
@@ -63,7 +63,7 @@ def predict(
         rows += [[BOS, EOS]] * (batch_size - len(batch))
         input_ids = pad(rows, 32)
         sequences = model.generate(input_ids, input_ids != PAD, max_length=32).sequences
-        for word, sequence in zip(batch, np.asarray(sequences)):
+        for word, sequence in zip(batch, np.asarray(sequences), strict=False):
             tokens = [VOCABULARY[i] for i in sequence if i > max(BOS, PAD, EOS)]
             predictions[word] = tuple(tokens)
     return predictions
@@ -87,6 +87,7 @@ def edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=str(eb.BUILTIN_MODEL))
     parser.add_argument("--split", choices=("validation", "test"), default="test")

@@ -1,7 +1,7 @@
 """Trains the built-in model: English spelling to phonemes, on CMUdict.
 
-    pip install -e '.[g2p]'
-    python benchmarks/g2p/train.py --output eqx_bart/g2p
+pip install -e '.[g2p]'
+python benchmarks/g2p/train.py --output eqx_bart/g2p
 """
 
 import argparse
@@ -81,7 +81,7 @@ def train_step(
     labels: Integer[Array, "batch target"],
     key: PRNGKeyArray,
     smoothing: float,
-):
+) -> tuple[eb.BartForConditionalGeneration, optax.OptState, Array]:
     """One step; returns the model, the optimiser's state and the loss."""
     loss, grads = eqx.filter_value_and_grad(loss_fn)(
         model, input_ids, labels, key, smoothing
@@ -91,6 +91,7 @@ def train_step(
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=20)

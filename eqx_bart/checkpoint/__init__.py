@@ -1,7 +1,7 @@
 """Checkpoints: how weights are read from and written to Hugging Face's files."""
 
 from .errors import CheckpointError
-from .pretrained import PretrainedModel
+from .pretrained import BUILTIN_MODEL, PretrainedModel
 
 
-__all__ = ["CheckpointError", "PretrainedModel"]
+__all__ = ["BUILTIN_MODEL", "CheckpointError", "PretrainedModel"]

@@ -1,14 +1,22 @@
 """`from_pretrained` and `save_pretrained`, which all models have."""
 
+import abc
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
 from ..config import BartConfig, write_json
 from .safetensors import read_tensors, write_tensors
-from .weights import load_weights, Model, to_tensors
+from .weights import load_weights, to_tensors
+
+
+#: The directory of the model that comes with the package: English words to phonemes.
+BUILTIN_MODEL = Path(__file__).parents[1] / "g2p"
+
+
+Model = TypeVar("Model", bound="PretrainedModel")
 
 
 class PretrainedModel(eqx.Module):
@@ -16,11 +24,15 @@ class PretrainedModel(eqx.Module):
 
     config: eqx.AbstractVar[BartConfig]
 
+    @abc.abstractmethod
+    def __init__(self, config: BartConfig, *, key: PRNGKeyArray): ...
+
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # noqa: PYI019
         cls: type[Model],
         path: str | Path,
         *,
+        config: BartConfig | None = None,
         dtype: Any = None,
         key: PRNGKeyArray | None = None,
     ) -> Model:
@@ -30,6 +42,7 @@ class PretrainedModel(eqx.Module):
 
         - `path`: the directory with `config.json` and `model.safetensors`, or the index
             of its shards.
+        - `config`: what to build the model by; `config.json` by default.
         - `dtype`: the floating dtype of the weights; as they are stored by default.
         - `key`: to draw a head that the checkpoint lacks. A warning names what is drawn.
 
@@ -39,10 +52,10 @@ class PretrainedModel(eqx.Module):
         of another shape than the config says, and `ValueError` for an invalid config.
         """
         directory = Path(path)
-        config = BartConfig.from_pretrained(directory)
+        config = config or BartConfig.from_pretrained(directory)
         settings = cls._read_settings(directory)
 
-        def build(key: PRNGKeyArray) -> Model:
+        def build(key: PRNGKeyArray) -> Any:
             return eqx.nn.inference_mode(cls(config, key=key, **settings))
 
         return load_weights(build, read_tensors(directory), dtype=dtype, key=key)

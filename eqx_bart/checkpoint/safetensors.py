@@ -47,7 +47,7 @@ def _read_shards(directory: Path) -> dict[str, StoredTensor]:
     for shard in sorted(set(weight_map.values())):
         if shard != Path(shard).name or not (directory / shard).is_file():
             raise CheckpointError(
-                f"{directory / INDEX} names the shard {shard!r}, which is no file beside it."
+                f"{directory / INDEX} names the shard {shard!r}, which is not beside it."
             )
         in_shard = _read_file(directory / shard)
         listed = {name for name, file in weight_map.items() if file == shard}
@@ -68,7 +68,7 @@ def _read_file(file: Path) -> dict[str, StoredTensor]:
                 tuple(handle.get_slice(name).get_shape()),
                 lambda name=name: handle.get_tensor(name),
             )
-            for name in handle.keys()
+            for name in handle.keys()  # noqa: SIM118
         }
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{file} is not a safetensors file: {error}") from error

@@ -136,9 +136,7 @@ def _shape_problems(
     ]
 
 
-def _tying_problems(
-    names: list[str], tensors: Mapping[str, StoredTensor]
-) -> list[str]:
+def _tying_problems(names: list[str], tensors: Mapping[str, StoredTensor]) -> list[str]:
     """What is wrong with several copies of one tied tensor: they may differ."""
     first = tensors[names[0]]
     return [
@@ -202,8 +200,8 @@ def _fit_width(bias: np.ndarray, width: int) -> np.ndarray:
     if bias.shape[-1] == width:
         return bias
     warnings.warn(
-        f"final_logits_bias is {bias.shape[-1]} wide and the vocabulary {width}: it is cut, "
-        "or padded with zeros.",
+        f"final_logits_bias is {bias.shape[-1]} wide and the vocabulary {width}: it is "
+        "cut, or padded with zeros.",
         stacklevel=6,
     )
     fitted = np.zeros((1, width), bias.dtype)

@@ -4,4 +4,4 @@ from .config import GenerationConfig
 from .generate import generate, GenerationOutput
 
 
-__all__ = ["generate", "GenerationConfig", "GenerationOutput"]
+__all__ = ["GenerationConfig", "GenerationOutput", "generate"]

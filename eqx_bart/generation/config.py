@@ -37,6 +37,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "token_healing": (False,),
     "dola_layers": (),
 }
+_DEFAULT_NEW_TOKENS = 20
 _SEVERAL_IDS = ("eos_token_id", "forced_eos_token_id")
 
 
@@ -137,7 +138,9 @@ class GenerationConfig:
         """Writes `generation_config.json` into `directory`, which is made if need be."""
         write_json(Path(directory), "generation_config.json", self.to_dict())
 
-    def updated(self, other: "GenerationConfig | None", overrides: dict[str, Any]) -> "GenerationConfig":
+    def updated(
+        self, other: "GenerationConfig | None", overrides: dict[str, Any]
+    ) -> "GenerationConfig":
         """These settings, overridden by those that `other` sets, then by `overrides`.
 
         **Raises** `TypeError` if an override is not a setting of HF's.
@@ -152,12 +155,41 @@ class GenerationConfig:
         values = {**self.to_dict(), **(other.to_dict() if other else {})}
         return type(self).from_dict({**values, **overrides})
 
-    def settle(self, prompt_length: int, config: BartConfig) -> "GenerationConfig":
+    def settle(self, prompt_length: int, config: BartConfig) -> "Settings":
         """These settings with all defaults filled in, for a prompt of this length.
 
         **Raises** `ValueError` if a setting is missing, does not fit the model, or is one
         that `generate` does not have.
         """
+        self._refuse_unsupported()
+        for field in dataclasses.fields(self):
+            if field.name.endswith("_token_id"):
+                for token_id in as_id_tuple(getattr(self, field.name)):
+                    if token_id >= config.vocab_size:
+                        raise ValueError(
+                            f"GenerationConfig: {field.name}={token_id} is outside the "
+                            f"vocabulary of {config.vocab_size}."
+                        )
+        start = self.decoder_start_token_id
+        start = self.bos_token_id if start is None else start
+        if start is None:
+            raise ValueError(
+                "generate needs decoder_start_token_id or bos_token_id, and has neither."
+            )
+        eos = as_id_tuple(self.eos_token_id)
+        pad = self.pad_token_id
+        if pad is None:
+            pad = eos[0] if eos else 0
+        return Settings(
+            max_length=self._max_length(prompt_length, config.max_position_embeddings),
+            decoder_start_token_id=start,
+            pad_token_id=pad,
+            eos_token_ids=eos,
+            forced_bos_token_id=self.forced_bos_token_id,
+            forced_eos_token_ids=as_id_tuple(self.forced_eos_token_id),
+        )
+
+    def _refuse_unsupported(self) -> None:
         for name, neutral in _NEUTRAL.items():
             value = self.extra.get(name)
             if value is not None and value not in neutral:
@@ -166,42 +198,30 @@ class GenerationConfig:
                     f"generate does not support {name}={value!r} and will not ignore it"
                     f"{hint}."
                 )
-        start = self.decoder_start_token_id
-        if start is None:
-            start = self.bos_token_id
-        if start is None:
-            raise ValueError(
-                "generate needs decoder_start_token_id or bos_token_id, and has neither."
-            )
-        eos = as_id_tuple(self.eos_token_id)
-        pad = eos[0] if self.pad_token_id is None and eos else self.pad_token_id
-        limit = config.max_position_embeddings
+
+    def _max_length(self, prompt_length: int, limit: int) -> int:
         if self.max_new_tokens is not None:
             max_length = prompt_length + self.max_new_tokens
         elif self.max_length is not None:
             max_length = self.max_length
         else:
-            max_length = min(prompt_length + 20, limit)
+            max_length = min(prompt_length + _DEFAULT_NEW_TOKENS, limit)
         if not prompt_length < max_length <= limit:
             raise ValueError(
                 f"generate would make {max_length} tokens from a start of {prompt_length}: "
                 f"max_length must be more than that and at most the "
                 f"max_position_embeddings={limit} of the model."
             )
-        settled = dataclasses.replace(
-            self,
-            max_length=max_length,
-            max_new_tokens=None,
-            decoder_start_token_id=start,
-            pad_token_id=pad,
-            extra={},
-        )
-        for field in dataclasses.fields(settled):
-            if field.name.endswith("_token_id"):
-                for token_id in as_id_tuple(getattr(settled, field.name)):
-                    if token_id >= config.vocab_size:
-                        raise ValueError(
-                            f"GenerationConfig: {field.name}={token_id} is outside the "
-                            f"vocabulary of {config.vocab_size}."
-                        )
-        return settled
+        return max_length
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A `GenerationConfig` for a certain model and prompt: nothing is left open."""
+
+    max_length: int
+    decoder_start_token_id: int
+    pad_token_id: int
+    eos_token_ids: tuple[int, ...]
+    forced_bos_token_id: int | None
+    forced_eos_token_ids: tuple[int, ...]

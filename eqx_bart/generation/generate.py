@@ -9,9 +9,9 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from ..cache import BartCache
 from ..checks import ArrayLike, check_range, Mask
-from ..config import as_id_tuple, BartConfig
+from ..config import BartConfig
 from ..outputs import BaseModelOutput
-from .config import GenerationConfig
+from .config import GenerationConfig, Settings
 
 
 class GenerationOutput(eqx.Module):
@@ -70,9 +70,9 @@ def generate(
     **Returns** the `GenerationOutput`. **Raises** `ValueError` if an id is outside the
     vocabulary, or as `GenerationConfig.settle` does. Source: HF's `GenerationMixin`.
     """
-    config = generation_config.settle(1, model.config)
+    settings = generation_config.settle(1, model.config)
     check_range(input_ids, model.config.vocab_size, "input_ids", "the vocabulary")
-    return GenerationOutput(_greedy_search(model, input_ids, attention_mask, config))
+    return GenerationOutput(_greedy_search(model, input_ids, attention_mask, settings))
 
 
 class _State(eqx.Module):
@@ -89,11 +89,10 @@ def _greedy_search(
     model: Generator,
     input_ids: Integer[ArrayLike, "batch source"],
     attention_mask: Mask[ArrayLike, "batch source"] | None,
-    config: GenerationConfig,
+    settings: Settings,
 ) -> Integer[Array, "batch max_length"]:
-    max_length = config.max_length
-    eos_token_ids = jnp.asarray(as_id_tuple(config.eos_token_id), jnp.int32)
-    pad_token_id = 0 if config.pad_token_id is None else config.pad_token_id
+    max_length, pad_token_id = settings.max_length, settings.pad_token_id
+    eos_token_ids = jnp.asarray(settings.eos_token_ids, jnp.int32)
     batch_size = input_ids.shape[0]
 
     def is_unfinished(state: _State) -> Bool[Array, ""]:
@@ -103,7 +102,7 @@ def _greedy_search(
         last = jax.lax.dynamic_slice_in_dim(state.sequences, state.length - 1, 1, axis=1)
         logits, cache = model.step(last, state.cache)
         token = jnp.argmax(logits[:, -1], axis=-1).astype(jnp.int32)
-        token = _force(token, state.length, config)
+        token = _force(token, state.length, settings)
         token = jnp.where(state.is_finished, pad_token_id, token)
         return _State(
             sequences=state.sequences.at[:, state.length].set(token),
@@ -115,7 +114,7 @@ def _greedy_search(
     encoder_outputs = model.encode(input_ids, attention_mask)
     sequences = jnp.full((batch_size, max_length), pad_token_id, jnp.int32)
     start = _State(
-        sequences=sequences.at[:, 0].set(config.decoder_start_token_id),
+        sequences=sequences.at[:, 0].set(settings.decoder_start_token_id),
         is_finished=jnp.zeros(batch_size, bool),
         length=jnp.ones((), jnp.int32),
         cache=model.init_cache(encoder_outputs, max_length - 1, attention_mask),
@@ -124,12 +123,12 @@ def _greedy_search(
 
 
 def _force(
-    token: Integer[Array, " batch"], length: Integer[Array, ""], config: GenerationConfig
+    token: Integer[Array, " batch"], length: Integer[Array, ""], settings: Settings
 ) -> Integer[Array, " batch"]:
     """`token`, or what `forced_bos_token_id` and `forced_eos_token_id` put in its place."""
-    if config.forced_bos_token_id is not None:
-        token = jnp.where(length == 1, config.forced_bos_token_id, token)
-    if config.forced_eos_token_id is not None:
-        forced = min(as_id_tuple(config.forced_eos_token_id))
-        token = jnp.where(length == config.max_length - 1, forced, token)
+    if settings.forced_bos_token_id is not None:
+        token = jnp.where(length == 1, settings.forced_bos_token_id, token)
+    if settings.forced_eos_token_ids:
+        is_last = length == settings.max_length - 1
+        token = jnp.where(is_last, min(settings.forced_eos_token_ids), token)
     return token

@@ -1,0 +1,8 @@
+"""`python -m eqx_bart`."""
+
+import sys
+
+from .cli import main
+
+
+sys.exit(main())

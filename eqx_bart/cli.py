@@ -1,0 +1,210 @@
+"""The command line: answers for those who want no more than an answer."""
+
+import argparse
+import contextlib
+import importlib.metadata
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from .checkpoint import BUILTIN_MODEL
+from .heads import BartForConditionalGeneration
+
+
+#: Sources are padded to a multiple of this many tokens, so that few programs compile.
+_LENGTH_STEP = 16
+
+
+class InputError(Exception):
+    """What is wrong with what the user gave, in one line."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status: 0, 1 for bad input, 2 for bad
+    usage."""
+    args = _parser().parse_args(argv)
+    try:
+        with _device(args.device):
+            _generate(args)
+    except (InputError, ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"eqx-bart: error: {message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="eqx-bart", description="BART in JAX.")
+    version = importlib.metadata.version("eqx-bart")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    generate = commands.add_parser(
+        "generate",
+        help="generate a text from each input",
+        description="Generates a text from each input. Without --model, the model turns "
+        "English words into their phonemes, as the CMU Pronouncing Dictionary writes them.",
+    )
+    add = generate.add_argument
+    add("inputs", nargs="*", metavar="WORD", help="an input; else lines from --input")
+    add("--input", default="-", metavar="FILE", help="lines to read; - is standard input")
+    add(
+        "--model",
+        type=Path,
+        default=BUILTIN_MODEL,
+        metavar="DIRECTORY",
+        help="a checkpoint with its tokenizer; the built-in model by default",
+    )
+    add("--json", action="store_true", help="write an object a line, not input TAB output")
+    add("--device", help="where to run: cpu, gpu, tpu; JAX's choice by default")
+    add("--batch-size", type=_positive, default=32, metavar="N", help="inputs at a time")
+    add(
+        "--set",
+        action="append",
+        type=_setting,
+        default=[],
+        dest="settings",
+        metavar="NAME=VALUE",
+        help="a generation setting by its Hugging Face name, for instance "
+        "max_new_tokens=50; may be repeated",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError("must be NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"the value of {name} is not JSON") from None
+
+
+def _device(platform: str | None) -> contextlib.AbstractContextManager[Any]:
+    if platform is None:
+        return contextlib.nullcontext()
+    try:
+        return jax.default_device(jax.devices(platform)[0])
+    except RuntimeError:
+        raise InputError(f"there is no device {platform!r} here") from None
+
+
+def _generate(args: argparse.Namespace) -> None:
+    model = BartForConditionalGeneration.from_pretrained(args.model)
+    tokenizer = _load_tokenizer(args.model)
+    texts = args.inputs or _read_lines(args.input)
+    total = len(texts) if isinstance(texts, list) else None
+    with _progress(is_long=total is None or total > args.batch_size) as progress:
+        task = progress.add_task("generating", total=total)
+        for batch in _batched(enumerate(texts, 1), args.batch_size):
+            rows = [_encode(tokenizer, model, number, text) for number, text in batch]
+            outputs = _answer(model, tokenizer, rows, dict(args.settings))
+            for (_, text), output in zip(batch, outputs, strict=True):
+                print(_format(text, output, as_json=args.json), flush=True)
+            progress.advance(task, len(batch))
+
+
+def _load_tokenizer(directory: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{directory} has no tokenizer that can be read: {error}"
+        ) from error
+
+
+def _read_lines(file: str) -> Iterable[str]:
+    if file != "-":
+        return Path(file).read_text(encoding="utf-8").splitlines()
+    if sys.stdin.isatty():
+        raise InputError("there is nothing to read: give words, --input or a pipe")
+    return (line.rstrip("\n") for line in sys.stdin)
+
+
+def _progress(*, is_long: bool) -> Progress:
+    """A progress bar on standard error, if that is a terminal and there is much to do."""
+    console = Console(stderr=True)
+    return Progress(
+        console=console,
+        disable=not (is_long and console.is_terminal),
+        redirect_stdout=sys.stdout.isatty(),
+        transient=True,
+    )
+
+
+def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _encode(
+    tokenizer: Any, model: BartForConditionalGeneration, number: int, text: str
+) -> list[int]:
+    """The token ids of an input, which `number` names in messages."""
+    if not text.strip():
+        raise InputError(f"input {number} is empty")
+    ids = tokenizer(text)["input_ids"]
+    if tokenizer.unk_token_id in ids:
+        unknown = sorted(
+            {c for c in text if tokenizer.unk_token_id in tokenizer(c)["input_ids"]}
+        )
+        raise InputError(
+            f"input {number}, {text!r}, has characters that the model does not know: "
+            f"{' '.join(map(repr, unknown))}"
+        )
+    limit = model.config.max_position_embeddings
+    if len(ids) > limit:
+        raise InputError(
+            f"input {number} has {len(ids)} tokens and the model reads at most {limit}"
+        )
+    return ids
+
+
+def _answer(
+    model: BartForConditionalGeneration,
+    tokenizer: Any,
+    rows: list[list[int]],
+    settings: dict[str, Any],
+) -> list[str]:
+    """What the model makes of the rows, in a batch that is padded to a usual shape."""
+    length = -(-max(map(len, rows)) // _LENGTH_STEP) * _LENGTH_STEP
+    shape = (
+        1 << (len(rows) - 1).bit_length(),
+        min(length, model.config.max_position_embeddings),
+    )
+    input_ids = np.zeros(shape, np.int32)
+    attention_mask = np.zeros(shape, bool)
+    for i in range(shape[0]):
+        row = rows[min(i, len(rows) - 1)]
+        input_ids[i, : len(row)] = row
+        attention_mask[i, : len(row)] = True
+    sequences = model.generate(input_ids, attention_mask, **settings).sequences
+    sequences = np.asarray(sequences)[: len(rows)]
+    texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def _format(text: str, output: str, *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps({"input": text, "output": output}, ensure_ascii=False)
+    return f"{text}\t{output}"
