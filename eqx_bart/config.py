@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, no_type_check
 
 from .activations import ACTIVATIONS
 
@@ -66,6 +66,7 @@ _BART_IS = {
 }
 
 
+@no_type_check  # __post_init__ gives better messages
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BartConfig:
     """The hyperparameters of a BART, under Hugging Face's names and defaults.

@@ -31,10 +31,10 @@ def config() -> eb.BartConfig:
         vocab_size=41,
         max_position_embeddings=12,
         d_model=24,
-        encoder_layers=2,
+        encoder_layers=1,
         encoder_attention_heads=2,
         encoder_ffn_dim=40,
-        decoder_layers=3,
+        decoder_layers=2,
         decoder_attention_heads=4,
         decoder_ffn_dim=36,
     )

@@ -1,11 +1,15 @@
 """All five models against HF's PyTorch BART, over random configs, weights and inputs."""
 
+import dataclasses
+import itertools
+
 import equinox as eqx
 import jax
 import numpy as np
 import pytest
 import torch
 from oracle import (
+    assert_close,
     assert_outputs_close,
     CLASSES,
     convert,
@@ -16,8 +20,7 @@ from oracle import (
     tolerance,
 )
 
-
-SEEDS = range(50)
+import eqx_bart as eb
 
 
 def random_inputs(rng, config, name):
@@ -25,7 +28,12 @@ def random_inputs(rng, config, name):
     batch = int(rng.integers(1, 4))
     source = int(rng.integers(3, config.max_position_embeddings))
     target = int(rng.integers(2, config.max_position_embeddings))
-    inputs = {"input_ids": random_ids(rng, config, batch, source)}
+    inputs = {}
+    has_ids = name == "BartForSequenceClassification" or rng.integers(3) > 0
+    if has_ids:
+        inputs["input_ids"] = random_ids(rng, config, batch, source)
+    else:
+        inputs["inputs_embeds"] = rng.normal(size=(batch, source, config.d_model))
     if rng.integers(4):
         inputs["attention_mask"] = random_mask(rng, batch, source)
     if name == "BartForCausalLM":
@@ -34,10 +42,15 @@ def random_inputs(rng, config, name):
             inputs["encoder_hidden_states"] = states
             inputs["encoder_attention_mask"] = random_mask(rng, batch, target)
         return inputs
-    if rng.integers(2) and name != "BartForSequenceClassification":
+    if has_ids and (rng.integers(2) or name == "BartForSequenceClassification"):
+        return inputs
+    if rng.integers(2):
         inputs["decoder_input_ids"] = random_ids(rng, config, batch, target)
-        if rng.integers(2):
-            inputs["decoder_attention_mask"] = random_mask(rng, batch, target)
+    else:
+        embeds = rng.normal(size=(batch, target, config.d_model))
+        inputs["decoder_inputs_embeds"] = embeds
+    if rng.integers(2):
+        inputs["decoder_attention_mask"] = random_mask(rng, batch, target)
     return inputs
 
 
@@ -49,8 +62,8 @@ def both(inputs, dtype):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("seed", SEEDS)
-def test_outputs(seed, name):
+@pytest.mark.parametrize("seed", range(50))
+def test_all_outputs(seed, name):
     rng = np.random.default_rng([seed, *name.encode()])
     config = random_config(rng)
     dtype = torch.float64 if seed % 3 == 0 else torch.float32
@@ -62,4 +75,151 @@ def test_outputs(seed, name):
         options = {"output_attentions": True, "output_hidden_states": True}
         with torch.no_grad():
             expected = theirs(**tensors, **options, use_cache=False)
-        assert_outputs_close(call(**arrays, **options), expected, tolerance(dtype))
+        outputs = call(**arrays, **options)
+    assert_outputs_close(outputs, expected, tolerance(dtype))
+
+
+@pytest.mark.parametrize("name", ["BartForConditionalGeneration", "BartForCausalLM"])
+@pytest.mark.parametrize("seed", range(10))
+def test_cached_decoding_in_any_split(seed, name):
+    rng = np.random.default_rng([seed, *name.encode(), 1])
+    config = random_config(rng)
+    dtype = torch.float64 if seed % 2 else torch.float32
+    theirs = random_model(name, config, seed, dtype)
+    batch, source, length = 2, 5, 9
+    ids = random_ids(rng, config, batch, length)
+    mask = random_mask(rng, batch, length)
+    mask[:, 0] = 1
+    encoder_mask = random_mask(rng, batch, source)
+    with jax.enable_x64(dtype == torch.float64):
+        ours = convert(theirs)
+        if name == "BartForCausalLM":
+            states = torch.from_numpy(rng.normal(size=(batch, source, config.d_model)))
+            states = states.to(dtype)
+            cache = ours.init_cache(
+                batch, length + 1, jax.numpy.asarray(states.numpy()), encoder_mask
+            )
+            arguments = {"input_ids": ids, "attention_mask": mask}
+            arguments |= {"encoder_attention_mask": encoder_mask}
+        else:
+            inputs = random_ids(rng, config, batch, source)
+            encoded = ours.encode(inputs, encoder_mask)
+            cache = ours.init_cache(encoded, length + 1, encoder_mask)
+            states = None
+            arguments = {"input_ids": inputs, "attention_mask": encoder_mask}
+            arguments |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
+        tensors, _ = both(arguments, dtype)
+        if states is not None:
+            tensors["encoder_hidden_states"] = states
+        with torch.no_grad():
+            expected = theirs(**tensors, use_cache=False).logits
+        cuts = sorted({0, length, *(int(i) for i in rng.integers(1, length, 2))})
+        logits = []
+        decode = eqx.filter_jit(lambda model, *arguments: model.decode(*arguments))
+        decode = decode if seed % 4 == 0 else type(ours).decode
+        for start, end in itertools.pairwise(cuts):
+            outputs, cache = decode(ours, ids[:, start:end], cache, mask[:, start:end])
+            logits.append(outputs.logits)
+        assert_close(np.concatenate(logits, axis=1), expected, tolerance(dtype))
+        assert int(cache.length) == length
+
+
+def test_encoder_outputs_replace_a_run_of_the_encoder():
+    rng = np.random.default_rng(0)
+    config = random_config(rng)
+    theirs = random_model("BartForConditionalGeneration", config, 0, torch.float32)
+    ours = convert(theirs)
+    states = rng.normal(size=(2, 6, config.d_model)).astype(np.float32)
+    ids, mask = random_ids(rng, config, 2, 4), random_mask(rng, 2, 6)
+    with torch.no_grad():
+        expected = theirs(
+            encoder_outputs=(torch.from_numpy(states),),
+            attention_mask=torch.from_numpy(mask),
+            decoder_input_ids=torch.from_numpy(ids),
+        )
+    encoder_outputs = eb.BaseModelOutput(jax.numpy.asarray(states))
+    outputs = ours(
+        attention_mask=mask, decoder_input_ids=ids, encoder_outputs=encoder_outputs
+    )
+    assert_close(outputs.logits, expected.logits, 1e-5)
+    outputs = ours.decode(ids, encoder_outputs=encoder_outputs, encoder_attention_mask=mask)
+    assert_close(outputs.logits, expected.logits, 1e-5)
+
+
+def test_position_ids_choose_the_rows_of_the_table(config, getkey):
+    model = eqx.nn.inference_mode(eb.BartModel(config, key=getkey()))
+    ids = np.array([[5, 6, 7, 8, 9]])
+    order = np.array([[4, 1, 9, 0, 2]])
+
+    def permuted(table):
+        return table.at[2:7].set(table[2 + order[0]])
+
+    def tables(model):
+        return (
+            model.encoder.embed_positions.weight,
+            model.decoder.embed_positions.weight,
+        )
+
+    expected = eqx.tree_at(tables, model, replace_fn=permuted)(ids)
+    outputs = model(ids, position_ids=order, decoder_position_ids=order)
+    assert_close(outputs.last_hidden_state, expected.last_hidden_state, 1e-6)
+    cache = model.init_cache(model.encode(ids), 5)
+    _, cache = model.decode(ids[:, :2], cache, None, order[:, :2])
+    outputs, _ = model.decode(ids[:, 2:], cache, None, order[:, 2:])
+    expected = model.decode(
+        ids, decoder_position_ids=order, encoder_outputs=model.encode(ids)
+    )
+    assert_close(outputs.last_hidden_state, expected.last_hidden_state[:, 2:], 1e-5)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_inside_vmap_grad_and_checkpoint(name, config, getkey):
+    model = eqx.nn.inference_mode(CLASSES[name](config, key=getkey()))
+    ids = np.array([[[5, 2, 7, 2]], [[9, 2, 11, 2]]])
+
+    def loss(model, ids):
+        outputs = jax.tree.leaves(model(ids))
+        return sum(jax.numpy.sum(x) for x in outputs)
+
+    @eqx.filter_jit
+    def mapped(model, ids):
+        grads = eqx.filter_vmap(eqx.filter_grad(loss), in_axes=(None, 0))(model, ids)
+        return jax.tree.map(lambda g: g.sum(0), grads)
+
+    @eqx.filter_jit
+    def plain(model, ids):
+        return eqx.filter_grad(eqx.filter_checkpoint(loss))(model, ids.reshape(2, 4))
+
+    expected = jax.tree.leaves(plain(model, ids))
+    scale = max(float(abs(x).max()) for x in expected)
+    for a, b in zip(jax.tree.leaves(mapped(model, ids)), expected, strict=True):
+        assert np.allclose(a, b, atol=1e-5 * scale)
+
+
+def test_a_row_of_padding_is_finite(config, getkey):
+    model = eqx.nn.inference_mode(eb.BartModel(config, key=getkey()))
+    ids = np.array([[5, 6, 7], [5, 6, 7]])
+    mask = np.array([[0, 0, 0], [1, 1, 0]])
+
+    def loss(model):
+        out = model(ids, mask, ids, mask)
+        return jax.numpy.sum(out.last_hidden_state**2)
+
+    value, grads = eqx.filter_value_and_grad(loss)(model)
+    assert np.isfinite(value)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_stays_near_float32(dtype, config, getkey):
+    model = eqx.nn.inference_mode(
+        eb.BartForConditionalGeneration(
+            dataclasses.replace(config, init_std=0.1), key=getkey()
+        )
+    )
+    half = jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, model)
+    ids = np.array([[5, 6, 7, 8]])
+    mask = np.array([[1, 1, 1, 0]])
+    outputs = half(ids, mask, output_hidden_states=True, output_attentions=True)
+    assert {x.dtype for x in jax.tree.leaves(outputs)} == {jax.numpy.dtype(dtype)}
+    assert_close(outputs.logits.astype("float32"), model(ids, mask).logits, 0.05)

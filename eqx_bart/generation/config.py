@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 from ..config import as_id_tuple, BartConfig, read_json, write_json
 
@@ -41,6 +41,7 @@ _DEFAULT_NEW_TOKENS = 20
 _SEVERAL_IDS = ("eos_token_id", "forced_eos_token_id")
 
 
+@no_type_check  # __post_init__ gives better messages
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
     """The settings of `generate`, under HF's names.

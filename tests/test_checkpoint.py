@@ -1,0 +1,309 @@
+"""Checkpoints: to and from HF's PyTorch BART, and what is refused."""
+
+import json
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+import transformers
+from oracle import assert_close, CLASSES, random_config, random_ids, random_model
+
+import eqx_bart as eb
+from eqx_bart.checkpoint.weight_map import canonical, rule_for, WEIGHT_MAP
+from eqx_bart.checkpoint.weights import to_tensors
+
+
+def arrays(model):
+    return jax.tree.leaves(eqx.filter(model, eqx.is_array))
+
+
+def assert_same(a, b):
+    for x, y in zip(arrays(a), arrays(b), strict=True):
+        assert x.dtype == y.dtype
+        assert np.array_equal(x, y)
+
+
+@pytest.fixture
+def saved(config, getkey, tmp_path):
+    """A model with random weights, and the directory where it is saved."""
+    model = eb.BartForConditionalGeneration(config, key=getkey())
+    model = eqx.tree_at(
+        lambda m: m.final_logits_bias,
+        model,
+        type(model.final_logits_bias)(jax.random.normal(getkey(), (1, config.vocab_size))),
+    )
+    model = eqx.nn.inference_mode(model)
+    model.save_pretrained(tmp_path)
+    return model, tmp_path
+
+
+def rewrite(directory, change):
+    """Applies `change` to the dict of the tensors in `directory`."""
+    file = directory / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", CLASSES)
+def test_to_hf_and_back(name, tied, tmp_path):
+    config = random_config(np.random.default_rng(0))
+    config.tie_word_embeddings = tied
+    theirs = random_model(name, config, 0, torch.float32)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = CLASSES[name].from_pretrained(tmp_path / "theirs")
+    ours.save_pretrained(tmp_path / "ours")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        again, report = type(theirs).from_pretrained(
+            tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
+        )
+    assert not any(
+        report[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    )
+    expected = theirs.state_dict()
+    assert again.state_dict().keys() == expected.keys()
+    for key, tensor in again.state_dict().items():
+        assert torch.equal(tensor, expected[key]), key
+    assert_same(CLASSES[name].from_pretrained(tmp_path / "ours"), ours)
+
+    ids = random_ids(np.random.default_rng(1), config, 2, 6)
+    with torch.no_grad():
+        outputs = again.eval()(torch.from_numpy(ids))
+    assert_close(ours(ids).to_tuple()[0], outputs[0], 1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_array_has_one_rule_and_every_rule_an_array(name, tied, config):
+    config = eb.BartConfig.from_dict(config.to_dict() | {"tie_word_embeddings": tied})
+    model = eqx.filter_eval_shape(CLASSES[name], config, key=jax.random.key(0))
+    names = [canonical(path) for path in _paths(model)]
+    assert len(names) == len(set(names))
+    assert all(rule_for(path) in WEIGHT_MAP for path in names)
+
+
+def test_every_rule_has_an_array(config):
+    config = eb.BartConfig.from_dict(config.to_dict() | {"tie_word_embeddings": False})
+    used = set()
+    for cls in CLASSES.values():
+        model = eqx.filter_eval_shape(cls, config, key=jax.random.key(0))
+        used |= {rule_for(canonical(path)) for path in _paths(model)}
+    assert used == set(WEIGHT_MAP)
+    with pytest.raises(LookupError, match=r"0 rules for encoder\.layers\.0\.fc3"):
+        rule_for("encoder.layers.0.fc3.weight")
+
+
+def _paths(model):
+    from eqx_bart.checkpoint.weights import _is_weight, _named_leaves
+
+    return [name for name, leaf in _named_leaves(model) if _is_weight(leaf)]
+
+
+def test_a_model_is_loaded_for_inference(saved):
+    model, directory = saved
+    loaded = eb.BartForConditionalGeneration.from_pretrained(directory)
+    assert_same(model, loaded)
+    settings = (eqx.filter(m, eqx.is_array, inverse=True) for m in (model, loaded))
+    assert len({tuple(jax.tree.leaves(s)) for s in settings}) == 1
+    assert loaded.generation_config == model.generation_config
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.float16, "float32"])
+def test_dtype(dtype, saved):
+    model, directory = saved
+    loaded = eb.BartForConditionalGeneration.from_pretrained(directory, dtype=dtype)
+    weights = eqx.filter(loaded, eqx.is_inexact_array)
+    assert {x.dtype for x in jax.tree.leaves(weights)} == {jnp.dtype(dtype)}
+    assert loaded.final_logits_bias.dtype == jnp.dtype(dtype)
+    for x, y in zip(jax.tree.leaves(weights), arrays_inexact(model), strict=True):
+        assert np.array_equal(x, y.astype(dtype))
+    loaded.save_pretrained(directory / "cast")
+    again = eb.BartForConditionalGeneration.from_pretrained(directory / "cast")
+    assert_same(loaded, again)
+    config = json.loads((directory / "cast" / "config.json").read_text())
+    assert config["dtype"] == str(jnp.dtype(dtype))
+
+
+def arrays_inexact(model):
+    return jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+
+
+def test_float64_needs_64_bit_mode(saved):
+    model, directory = saved
+    rewrite(directory, lambda t: t.update({k: v.astype("f8") for k, v in t.items()}))
+    with pytest.raises(eb.CheckpointError, match="enable jax_enable_x64, or pass dtype"):
+        eb.BartForConditionalGeneration.from_pretrained(directory)
+    loaded = eb.BartForConditionalGeneration.from_pretrained(directory, dtype="float32")
+    assert_same(model, loaded)
+    with jax.enable_x64(True):  # noqa: FBT003
+        loaded = eb.BartForConditionalGeneration.from_pretrained(directory)
+        assert arrays_inexact(loaded)[0].dtype == np.float64
+    with pytest.raises(ValueError, match="dtype must be a floating dtype"):
+        eb.BartForConditionalGeneration.from_pretrained(directory, dtype="int8")
+
+
+def test_shards(saved):
+    model, directory = saved
+    tensors = to_tensors(model)
+    names = sorted(tensors)
+    files = {
+        name: f"model-0000{1 + i % 3}-of-00003.safetensors" for i, name in enumerate(names)
+    }
+    for file in set(files.values()):
+        part = {n: np.ascontiguousarray(tensors[n]) for n in names if files[n] == file}
+        safetensors.numpy.save_file(part, directory / file)
+    (directory / "model.safetensors").unlink()
+    index = directory / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": files}))
+    assert_same(model, eb.BartForConditionalGeneration.from_pretrained(directory))
+
+    index.write_text(json.dumps({"weight_map": {**files, "x": "../away.safetensors"}}))
+    with pytest.raises(eb.CheckpointError, match=r"names the shard '../away.safetensors'"):
+        eb.BartForConditionalGeneration.from_pretrained(directory)
+    index.write_text(json.dumps({"weight_map": {**files, "x": files[names[0]]}}))
+    with pytest.raises(eb.CheckpointError, match="disagree about x"):
+        eb.BartForConditionalGeneration.from_pretrained(directory)
+    index.unlink()
+    with pytest.raises(eb.CheckpointError, match=r"holds neither model.safetensors nor"):
+        eb.BartForConditionalGeneration.from_pretrained(directory)
+
+
+def test_a_trunk_and_heads_for_one_another(saved, getkey, tmp_path):
+    model, directory = saved
+    bare = eb.BartModel.from_pretrained(directory)
+    assert_same(bare, model.model)
+    bare.save_pretrained(tmp_path / "bare")
+    with pytest.warns(
+        UserWarning, match=r"no classification_head\.dense\.weight"
+    ) as record:
+        classifier = eb.BartForSequenceClassification.from_pretrained(
+            tmp_path / "bare", key=getkey()
+        )
+    assert len(record) == 1
+    assert_same(classifier.model, bare)
+    assert float(jnp.std(classifier.classification_head.dense.weight)) > 0
+    with pytest.raises(eb.CheckpointError, match=r"qa_outputs.bias: missing; pass key="):
+        eb.BartForQuestionAnswering.from_pretrained(tmp_path / "bare")
+    again = eb.BartForConditionalGeneration.from_pretrained(tmp_path / "bare")
+    assert not np.any(again.final_logits_bias.value)
+    assert_same(again.model, bare)
+    decoder = eb.BartForCausalLM.from_pretrained(directory)
+    assert np.array_equal(decoder.model.decoder.embed_tokens.weight, bare.shared.weight)
+    config = eb.BartConfig.from_pretrained(directory, num_labels=5)
+    with pytest.warns(UserWarning, match="drawn at random from key"):
+        classifier = eb.BartForSequenceClassification.from_pretrained(
+            directory, config=config, key=getkey()
+        )
+    assert classifier.classification_head.out_proj.weight.shape == (24, 5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.shared.weight",
+        "model.encoder.embed_tokens.weight",
+        "model.decoder.embed_tokens.weight",
+        "lm_head.weight",
+    ],
+)
+def test_tied_embeddings_under_any_name(name, saved):
+    model, directory = saved
+
+    def rename(tensors):
+        tensors[name] = tensors.pop("model.shared.weight")
+
+    rewrite(directory, rename)
+    assert_same(model, eb.BartForConditionalGeneration.from_pretrained(directory))
+
+
+def test_tied_embeddings_may_be_stored_twice_but_not_differ(saved):
+    model, directory = saved
+    copy = np.array(model.model.shared.weight)
+    rewrite(directory, lambda t: t.update({"lm_head.weight": copy}))
+    assert_same(model, eb.BartForConditionalGeneration.from_pretrained(directory))
+    copy[3, 5] += 1
+    rewrite(directory, lambda t: t.update({"lm_head.weight": copy}))
+    with pytest.raises(eb.CheckpointError, match=r"lm_head.weight: differs from shared"):
+        eb.BartForConditionalGeneration.from_pretrained(directory)
+
+
+def test_final_logits_bias_may_be_missing_or_of_another_width(saved):
+    model, directory = saved
+    bias = np.array(model.final_logits_bias.value)
+    rewrite(directory, lambda t: t.update(final_logits_bias=bias[:, :30]))
+    with pytest.warns(
+        UserWarning, match="final_logits_bias is 30 wide and the vocabulary 41"
+    ):
+        loaded = eb.BartForConditionalGeneration.from_pretrained(directory)
+    assert np.array_equal(loaded.final_logits_bias.value[:, :30], bias[:, :30])
+    assert not np.any(loaded.final_logits_bias.value[:, 30:])
+    rewrite(directory, lambda t: t.pop("final_logits_bias"))
+    loaded = eb.BartForConditionalGeneration.from_pretrained(directory)
+    assert not np.any(loaded.final_logits_bias.value)
+
+
+def test_all_problems_are_reported_together(saved):
+    _, directory = saved
+
+    def spoil(tensors):
+        del tensors["model.encoder.layers.0.fc1.bias"]
+        tensors["model.decoder.layers.1.fc1.weight"] = np.zeros((3, 24), np.float32)
+        tensors["model.encoder.layers.7.fc1.bias"] = np.zeros(3, np.float32)
+
+    rewrite(directory, spoil)
+    with pytest.raises(eb.CheckpointError) as error:
+        eb.BartForConditionalGeneration.from_pretrained(directory)
+    message = str(error.value)
+    assert "does not fit BartForConditionalGeneration" in message
+    assert "encoder.layers.0.fc1.bias: missing" in message
+    assert (
+        "decoder.layers.1.fc1.weight: the checkpoint has the shape [3, 24], the config "
+        "calls for [36, 24]"
+    ) in message
+    assert "encoder.layers.7.fc1.bias: unexpected" in message
+
+
+def test_what_is_of_no_use_is_named(saved):
+    model, directory = saved
+    one = np.ones(1, np.float32)
+    rewrite(directory, lambda t: t.update({"model.encoder.version": one}))
+    assert_same(model, eb.BartForConditionalGeneration.from_pretrained(directory))
+    rewrite(directory, lambda t: t.update({"my_head.weight": one}))
+    with pytest.warns(UserWarning, match="no use for these tensors.*my_head.weight"):
+        loaded = eb.BartForConditionalGeneration.from_pretrained(directory)
+    assert_same(model, loaded)
+
+
+def test_a_broken_file_is_named(saved):
+    _, directory = saved
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(eb.CheckpointError, match=r"model.safetensors is not a safetensors"):
+        eb.BartForConditionalGeneration.from_pretrained(directory)
+    rewritten = {"model.shared.weight": np.zeros((41, 24), np.int32)}
+    safetensors.numpy.save_file(rewritten, file)
+    with pytest.raises(eb.CheckpointError, match="missing"):
+        eb.BartForConditionalGeneration.from_pretrained(directory)
+
+
+def test_importing_needs_neither_torch_nor_transformers():
+    import subprocess
+    import sys
+
+    code = "import sys, eqx_bart; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stdout.decode().strip() == "set()"
+
+
+def test_transformers_reads_the_config(saved):
+    _, directory = saved
+    config = transformers.AutoConfig.from_pretrained(directory)
+    assert config.architectures == ["BartForConditionalGeneration"]
+    assert config.dtype == torch.float32

@@ -1,0 +1,171 @@
+"""`BartConfig` and `GenerationConfig`: reading files of any age, writing, refusing."""
+
+import dataclasses
+import json
+
+import pytest
+import transformers
+
+import eqx_bart as eb
+
+
+CONFIGS = (
+    "bart-base-finetuned",
+    "bart-large-cnn",
+    "bart-large-cnn-samsum-4.6.1",
+    "bart-large-mnli",
+    "distilbart-mnli-12-3",
+    "mini-bart-g2p",
+    "tiny-random-bart",
+    "tiny-random-BartForConditionalGeneration",
+)
+
+
+def test_defaults_are_those_of_hf():
+    ours, theirs = eb.BartConfig().to_dict(), transformers.BartConfig().to_dict()
+    assert {k: v for k, v in ours.items() if k not in ("id2label", "label2id")} == {
+        k: theirs[k] for k in ours if k not in ("id2label", "label2id")
+    }
+    assert len(ours["id2label"]) == len(theirs["id2label"]) == 3
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_real_configs(name, shared_data, tmp_path):
+    file = shared_data / "configs" / f"{name}.config.json"
+    config = eb.BartConfig.from_pretrained(file)
+    values = json.loads(file.read_text())
+    theirs = transformers.BartConfig.from_dict(values)
+    for field in dataclasses.fields(config):
+        if field.name not in ("extra", "id2label"):
+            assert getattr(config, field.name) == getattr(theirs, field.name), field.name
+    assert dict(enumerate(config.id2label)) == theirs.id2label
+    hash(config)
+
+    written = config.to_dict()
+    renamed = ("num_hidden_layers", "classif_dropout", "_num_labels")
+    assert {k: written[k] for k in values if k not in renamed} == {
+        k: v for k, v in values.items() if k not in renamed
+    }
+    config.save_pretrained(tmp_path)
+    assert eb.BartConfig.from_pretrained(tmp_path) == config
+    assert transformers.BartConfig.from_pretrained(tmp_path).d_model == config.d_model
+
+
+def test_legacy_names():
+    config = eb.BartConfig.from_dict(
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "classif_dropout": 0.25,
+            "_num_labels": 7,
+        }
+    )
+    assert (config.d_model, config.encoder_layers) == (32, 3)
+    assert (config.classifier_dropout, config.num_labels) == (0.25, 7)
+    config = eb.BartConfig.from_dict({"classif_dropout": 0.1, "classifier_dropout": 0.0})
+    assert config.classifier_dropout == 0
+
+
+def test_unknown_keys_are_kept_and_belong_to_the_config():
+    values = {"prefix": " ", "task_specific_params": {"summarization": {"num_beams": 4}}}
+    config = eb.BartConfig.from_dict(values)
+    values["task_specific_params"]["summarization"]["num_beams"] = 5
+    assert config.extra["task_specific_params"] == {"summarization": {"num_beams": 4}}
+    assert config.to_dict()["prefix"] == " "
+    assert config != eb.BartConfig()
+    assert config == eb.BartConfig.from_dict(config.to_dict())
+
+
+def test_labels(tmp_path):
+    assert eb.BartConfig(num_labels=2).id2label == ("LABEL_0", "LABEL_1")
+    assert eb.BartConfig(id2label=("no", "yes")).num_labels == 2
+    assert dataclasses.replace(eb.BartConfig(), num_labels=5).id2label[4] == "LABEL_4"
+    named = {"id2label": {"1": "yes", "0": "no"}, "label2id": {"no": 0, "yes": 1}}
+    config = eb.BartConfig.from_dict(named)
+    assert config.id2label == ("no", "yes")
+    assert config.to_dict()["label2id"] == {"no": 0, "yes": 1}
+    config.save_pretrained(tmp_path)
+    assert eb.BartConfig.from_pretrained(tmp_path, num_labels=4).num_labels == 4
+    assert eb.BartConfig.from_pretrained(tmp_path, num_labels=2) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"vocab_size": 0}, "vocab_size must be a positive integer; it is 0"),
+        ({"d_model": 12.5}, "d_model must be a positive integer; it is 12.5"),
+        (
+            {"encoder_attention_heads": 3},
+            "encoder_attention_heads must divide d_model=1024",
+        ),
+        (
+            {"decoder_attention_heads": 7},
+            "decoder_attention_heads must divide d_model=1024",
+        ),
+        ({"activation_function": "gleu"}, "activation_function must be one of gelu"),
+        ({"dropout": 1.5}, r"dropout must lie in \[0, 1\); it is 1.5"),
+        ({"encoder_layerdrop": "0.1"}, "encoder_layerdrop must lie in"),
+        ({"init_std": float("nan")}, "init_std must be 0 or more"),
+        ({"scale_embedding": "no"}, "scale_embedding must be true or false; it is 'no'"),
+        ({"eos_token_id": 50265}, "eos_token_id must be an id below vocab_size=50265"),
+        ({"eos_token_id": [2, -1]}, "eos_token_id must be an id below"),
+        ({"eos_token_id": []}, "eos_token_id must be an id below"),
+        ({"pad_token_id": True}, "pad_token_id must be an id below"),
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label must name the ids 0 to 1"),
+        ({"id2label": {"a": "b"}}, "id2label has a key that is no id"),
+        ({"num_labels": 3, "id2label": {"0": "a"}}, "id2label must name each of the"),
+        ({"num_labels": 0}, "num_labels must be a positive integer"),
+        ({"problem_type": "guess"}, "problem_type must be one of regression"),
+        ({"model_type": "t5"}, "not the config of a BART: model_type is 't5'"),
+        ({"normalize_before": True}, "not the config of a BART: normalize_before"),
+    ],
+)
+def test_bad_values_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        eb.BartConfig.from_dict(values)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"bart"', "[" * 100_000])
+def test_bad_files_are_named(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        eb.BartConfig.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"There is no config.json at .*nowhere"):
+        eb.BartConfig.from_pretrained(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "name", ["bart-large-cnn", "bart-large-xsum", "bart-base-finetuned"]
+)
+def test_real_generation_configs(name, shared_data, tmp_path):
+    file = shared_data / "configs" / f"{name}.generation_config.json"
+    config = eb.GenerationConfig.from_pretrained(file)
+    assert config.to_dict() == json.loads(file.read_text())
+    config.save_pretrained(tmp_path)
+    assert eb.GenerationConfig.from_pretrained(tmp_path) == config
+    theirs = transformers.GenerationConfig.from_pretrained(tmp_path)
+    assert theirs.forced_eos_token_id == config.forced_eos_token_id
+
+
+def test_generation_settings_of_an_old_config(shared_data):
+    file = shared_data / "configs" / "bart-large-cnn-samsum-4.6.1.config.json"
+    config = eb.BartConfig.from_pretrained(file)
+    generation = eb.GenerationConfig.from_model_config(config)
+    assert (generation.max_length, generation.forced_bos_token_id) == (142, 0)
+    assert generation.extra["num_beams"] == 4
+    old = eb.BartConfig.from_dict({"force_bos_token_to_be_generated": True})
+    assert eb.GenerationConfig.from_model_config(old).forced_bos_token_id == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_length": 0}, "max_length must be an integer, 1 or more; it is 0"),
+        ({"max_new_tokens": "9"}, "max_new_tokens must be an integer"),
+        ({"pad_token_id": -1}, "pad_token_id must be an integer, 0 or more"),
+        ({"eos_token_id": [2, None, -3]}, "eos_token_id must be an integer"),
+    ],
+)
+def test_bad_generation_settings_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        eb.GenerationConfig.from_dict(values)
