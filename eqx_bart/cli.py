@@ -5,6 +5,7 @@ import contextlib
 import importlib.metadata
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from .checkpoint import BUILTIN_MODEL
+from .generation import GenerationConfig
 from .heads import BartForConditionalGeneration
 
 
@@ -34,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _device(args.device):
             _generate(args)
+    except BrokenPipeError:  # whoever read the output, `head` perhaps, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (InputError, ValueError, OSError) as error:
         message = " ".join(str(error).split())
         print(f"eqx-bart: error: {message}", file=sys.stderr)
@@ -109,13 +114,14 @@ def _device(platform: str | None) -> contextlib.AbstractContextManager[Any]:
 def _generate(args: argparse.Namespace) -> None:
     model = BartForConditionalGeneration.from_pretrained(args.model)
     tokenizer = _load_tokenizer(args.model)
+    config = _generation_config(model, dict(args.settings))
     texts = args.inputs or _read_lines(args.input)
     total = len(texts) if isinstance(texts, list) else None
     with _progress(is_long=total is None or total > args.batch_size) as progress:
         task = progress.add_task("generating", total=total)
         for batch in _batched(enumerate(texts, 1), args.batch_size):
             rows = [_encode(tokenizer, model, number, text) for number, text in batch]
-            outputs = _answer(model, tokenizer, rows, dict(args.settings))
+            outputs = _answer(model, tokenizer, rows, config)
             for (_, text), output in zip(batch, outputs, strict=True):
                 print(_format(text, output, as_json=args.json), flush=True)
             progress.advance(task, len(batch))
@@ -124,12 +130,19 @@ def _generate(args: argparse.Namespace) -> None:
 def _load_tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
+    # Where there is neither, transformers makes up a tokenizer that knows nothing.
+    if not any((directory / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+        raise InputError(f"{directory} has no tokenizer: no tokenizer.json, no vocab.json")
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+
+
+def _generation_config(
+    model: BartForConditionalGeneration, settings: dict[str, Any]
+) -> GenerationConfig:
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"{directory} has no tokenizer that can be read: {error}"
-        ) from error
+        return model.generation_config.updated(None, settings)
+    except TypeError as error:
+        raise InputError(str(error)) from error
 
 
 def _read_lines(file: str) -> Iterable[str]:
@@ -163,7 +176,7 @@ def _encode(
     """The token ids of an input, which `number` names in messages."""
     if not text.strip():
         raise InputError(f"input {number} is empty")
-    ids = tokenizer(text)["input_ids"]
+    ids = tokenizer(text, verbose=False)["input_ids"]
     if tokenizer.unk_token_id in ids:
         unknown = sorted(
             {c for c in text if tokenizer.unk_token_id in tokenizer(c)["input_ids"]}
@@ -184,7 +197,7 @@ def _answer(
     model: BartForConditionalGeneration,
     tokenizer: Any,
     rows: list[list[int]],
-    settings: dict[str, Any],
+    config: GenerationConfig,
 ) -> list[str]:
     """What the model makes of the rows, in a batch that is padded to a usual shape."""
     length = -(-max(map(len, rows)) // _LENGTH_STEP) * _LENGTH_STEP
@@ -198,7 +211,7 @@ def _answer(
         row = rows[min(i, len(rows) - 1)]
         input_ids[i, : len(row)] = row
         attention_mask[i, : len(row)] = True
-    sequences = model.generate(input_ids, attention_mask, **settings).sequences
+    sequences = model.generate(input_ids, attention_mask, config).sequences
     sequences = np.asarray(sequences)[: len(rows)]
     texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
     return [text.strip() for text in texts]

@@ -1,0 +1,146 @@
+"""`generate` against HF's PyTorch, and on real checkpoints."""
+
+import json
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from oracle import (
+    assert_close,
+    convert,
+    random_config,
+    random_ids,
+    random_mask,
+    random_model,
+)
+
+import eqx_bart as eb
+
+
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default `max_length`")
+@pytest.mark.parametrize("seed", range(12))
+def test_greedy_search(seed):
+    rng = np.random.default_rng([seed, 2])
+    config = random_config(rng)
+    config.tie_word_embeddings = True
+    theirs = random_model("BartForConditionalGeneration", config, seed, torch.float32)
+    ours = convert(theirs)
+    limit = config.max_position_embeddings
+    settings = {
+        "forced_bos_token_id": int(rng.integers(config.vocab_size)) if seed % 3 else None,
+        "eos_token_id": [config.eos_token_id, int(rng.integers(config.vocab_size))],
+    }
+    length = {"max_new_tokens" if seed % 2 else "max_length": int(rng.integers(2, limit))}
+    length = length if seed % 4 else {}
+    batch, source = 4, int(rng.integers(3, limit))
+    ids = random_ids(rng, config, batch, source)
+    mask = random_mask(rng, batch, source)
+    theirs.generation_config.update(**settings)
+    expected = theirs.generate(
+        torch.from_numpy(ids),
+        attention_mask=torch.from_numpy(mask),
+        do_sample=False,
+        **length,
+    ).numpy()
+    settings = eb.GenerationConfig.from_dict(theirs.generation_config.to_dict())
+    for call in (ours.generate, eqx.filter_jit(ours.generate)):
+        sequences = np.asarray(call(ids, mask, settings, **length).sequences)
+        width = expected.shape[1]
+        assert np.array_equal(sequences[:, :width], expected)
+        assert np.all(sequences[:, width:] == config.pad_token_id)
+
+
+def spell(config, word):
+    """The ids that the real checkpoint reads for a word."""
+    letters = [config["grapheme_chars"].index(c) for c in word]
+    return [config["bos_token_id"], *letters, config["eos_token_id"]]
+
+
+@pytest.fixture(scope="module")
+def us_g2p(shared_data):
+    directory = shared_data / "us-g2p"
+    values = json.loads((directory / "config.json").read_text())
+    return eb.BartForConditionalGeneration.from_pretrained(directory), values, directory
+
+
+def test_real_checkpoint_greedy(us_g2p):
+    model, values, directory = us_g2p
+    lines = (directory / "expected_greedy.tsv").read_text().splitlines()
+    words, expected = zip(*(line.split("\t") for line in lines), strict=True)
+    assert len(words) == 25
+    rows = [spell(values, word) for word in words]
+    length = max(map(len, rows))
+    ids = np.array([row + [values["pad_token_id"]] * (length - len(row)) for row in rows])
+    mask = ids != values["pad_token_id"]
+    sequences = model.generate(ids, mask, max_length=64).sequences
+    phonemes = values["phoneme_chars"]
+    special = {values[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    answers = [
+        "".join(phonemes[i] for i in row if i not in special) for row in sequences.tolist()
+    ]
+    assert answers == list(expected)
+
+
+def test_real_checkpoint_numbers(us_g2p):
+    model, values, directory = us_g2p
+    expected = json.loads((directory / "expected_numeric.json").read_text())
+    ids = np.array([spell(values, "clawdy")])
+    encoded = model.encode(ids)
+    start = np.array([[values["decoder_start_token_id"]]])
+    outputs = model.decode(start, encoder_outputs=encoded)
+    numbers = {
+        "encoder_row0": encoded.last_hidden_state[0, 0],
+        "first_logits": outputs.logits[0, 0],
+    }
+    assert numbers.keys() == expected.keys()
+    for name, value in expected.items():
+        assert_close(numbers[name], np.array(value, np.float32), 1e-5, name)
+
+
+def test_real_checkpoint_against_hf(us_g2p):
+    model, values, directory = us_g2p
+    import transformers
+
+    theirs = transformers.BartForConditionalGeneration.from_pretrained(directory)
+    ids = np.array([spell(values, "transformer")])
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(ids)).logits
+    assert_close(model(ids).logits, expected, 1e-5)
+
+
+def test_generating_is_one_program(config, getkey):
+    model = eqx.nn.inference_mode(eb.BartForConditionalGeneration(config, key=getkey()))
+    ids = jnp.ones((2, 5), int)
+    jaxpr = jax.make_jaxpr(lambda ids: model.generate(ids, max_new_tokens=4).sequences)(ids)
+    assert "while[" in str(jaxpr)
+
+
+def test_bad_settings(config, getkey):
+    model = eqx.nn.inference_mode(eb.BartForConditionalGeneration(config, key=getkey()))
+    ids = np.array([[5, 6, 2]])
+    for settings, message in (
+        ({"max_length": 13}, "13 tokens .* at most the max_position_embeddings=12"),
+        ({"max_new_tokens": 12}, "would make 13 tokens"),
+        ({"max_length": 1}, "would make 1 tokens from a start of 1"),
+        ({"num_beams": 4}, "does not support num_beams=4.*: pass num_beams=1"),
+        ({"do_sample": True}, "does not support do_sample=True"),
+        ({"eos_token_id": 41}, "eos_token_id=41 is outside the vocabulary of 41"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(ids, **settings)
+    with pytest.raises(TypeError, match="generate has no setting max_lenght"):
+        model.generate(ids, max_lenght=5)
+    with pytest.raises(ValueError, match=r"input_ids\[0, 1\] is 41"):
+        model.generate(np.array([[5, 41]]))
+    bare = eb.BartForConditionalGeneration(
+        eb.BartConfig.from_dict(
+            config.to_dict() | {"decoder_start_token_id": None, "bos_token_id": None}
+        ),
+        key=getkey(),
+    )
+    with pytest.raises(ValueError, match="needs decoder_start_token_id or bos_token_id"):
+        bare.generate(ids)
+    assert model.generate(ids, num_beams=1, do_sample=False).sequences.shape == (1, 12)
