@@ -9,6 +9,7 @@ from .cache import BartCache, KeyValues
 from .checks import ArrayLike, Mask
 from .config import BartConfig
 from .layers import (
+    embed,
     Embedding,
     feed_forward,
     LayerDrop,
@@ -233,8 +234,9 @@ class BartDecoder(eqx.Module):
         if encoder_attention_mask is not None:
             encoder_mask = padding_mask(encoder_attention_mask)
         embed_key, *layer_keys = split_key(key, 1 + len(self.layers))
-        hidden = self.layernorm_embedding(inputs_embeds + positions)
-        hidden = self.dropout(hidden, key=embed_key)
+        hidden = embed(
+            inputs_embeds, positions, self.layernorm_embedding, self.dropout, key=embed_key
+        )
         hidden_states, attentions, cross_attentions, attended = [hidden], [], [], []
         for i, (layer, layer_key) in enumerate(zip(self.layers, layer_keys, strict=True)):
             drop_key, layer_key = split_key(layer_key, 2)

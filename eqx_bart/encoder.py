@@ -8,6 +8,7 @@ from .attention import Attention, padding_mask
 from .checks import ArrayLike, Mask
 from .config import BartConfig
 from .layers import (
+    embed,
     Embedding,
     feed_forward,
     LayerDrop,
@@ -126,8 +127,9 @@ class BartEncoder(eqx.Module):
             positions = self.embed_positions.span(0, inputs_embeds.shape[1])
         else:
             positions = self.embed_positions(position_ids)
-        hidden = self.layernorm_embedding(inputs_embeds + positions)
-        hidden = self.dropout(hidden, key=embed_key)
+        hidden = embed(
+            inputs_embeds, positions, self.layernorm_embedding, self.dropout, key=embed_key
+        )
         mask = None if attention_mask is None else padding_mask(attention_mask)
 
         hidden_states, attentions = [hidden], []

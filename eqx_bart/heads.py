@@ -249,7 +249,7 @@ class BartForConditionalGeneration(
 
     def _logits(
         self, hidden_states: Float[Array, "batch length d_model"]
-    ) -> Float[Array, "batch length {self.config.vocab_size}"]:
+    ) -> Float[Array, "batch length vocab"]:
         logits = _lm_logits(hidden_states, self.lm_head, self.model.shared)
         return logits + self.final_logits_bias.value.astype(logits.dtype)
 
@@ -485,7 +485,7 @@ class BartForCausalLM(PretrainedModel):
         attention_mask: Mask[ArrayLike, "batch length"] | None = None,
         position_ids: Integer[ArrayLike, "#batch length"] | None = None,
         *,
-        inputs_embeds: Float[Array, "batch length {self.config.d_model}"] | None = None,
+        inputs_embeds: Float[Array, "batch length d_model"] | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         key: PRNGKeyArray | None = None,
@@ -512,12 +512,11 @@ class BartForCausalLM(PretrainedModel):
         self,
         input_ids: Integer[ArrayLike, "batch length"] | None = None,
         attention_mask: Mask[ArrayLike, "batch length"] | None = None,
-        encoder_hidden_states: Float[Array, "batch source {self.config.d_model}"]
-        | None = None,
+        encoder_hidden_states: Float[Array, "batch source d_model"] | None = None,
         encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
         position_ids: Integer[ArrayLike, "#batch length"] | None = None,
         *,
-        inputs_embeds: Float[Array, "batch length {self.config.d_model}"] | None = None,
+        inputs_embeds: Float[Array, "batch length d_model"] | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         key: PRNGKeyArray | None = None,

@@ -41,16 +41,16 @@ class Linear(eqx.Module):
         self.weight = init_std * jax.random.normal(key, (d_in, d_out))
         self.bias = jnp.zeros_like(self.weight[0]) if use_bias else None
 
-    def __call__(
-        self, x: Float[Array, "*batch {self.weight.shape[0]}"]
-    ) -> Float[Array, "*batch {self.weight.shape[1]}"]:
+    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         y = dot(x, self.weight)
         if self.bias is not None:
             y = y + self.bias
         return y.astype(x.dtype)
 
 
-def dot(x: Float[Array, "*batch d_in"], weight: Float[Array, "d_in d_out"]) -> Array:
+def dot(
+    x: Float[Array, "*batch d_in"], weight: Float[Array, "d_in d_out"]
+) -> Float[Array, "*batch d_out"]:
     """`x @ weight` in float32 or better, whatever the dtype of the operands."""
     return jnp.dot(x, weight, preferred_element_type=_at_least_float32(x, weight))
 
@@ -74,14 +74,22 @@ class LayerNorm(eqx.Module):
         self.bias = jnp.zeros(d_model)
         self.eps = eps
 
-    def __call__(
-        self, x: Float[Array, "*batch {self.weight.shape[0]}"]
-    ) -> Float[Array, "*batch {self.weight.shape[0]}"]:
-        y = x.astype(_at_least_float32(x))
-        centred = y - jnp.mean(y, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + self.eps)
-        return (y * self.weight + self.bias).astype(x.dtype)
+    def __call__(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_model"]:
+        return layer_norm(x, self.weight, self.bias, eps=self.eps)
+
+
+def layer_norm(
+    x: Float[Array, "*batch d_model"],
+    weight: Float[Array, " d_model"],
+    bias: Float[Array, " d_model"],
+    *,
+    eps: float,
+) -> Float[Array, "*batch d_model"]:
+    """See `LayerNorm`."""
+    y = x.astype(_at_least_float32(x))
+    centred = y - jnp.mean(y, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + eps) * weight + bias).astype(x.dtype)
 
 
 class Embedding(eqx.Module):
@@ -115,7 +123,7 @@ class Embedding(eqx.Module):
 
     def __call__(
         self, ids: Integer[ArrayLike, "batch length"], name: str = "input_ids"
-    ) -> Float[Array, "batch length {self.weight.shape[1]}"]:
+    ) -> Float[Array, "batch length d_model"]:
         """Looks `ids` up.
 
         **Raises** if an id lies outside the table; `name` is what the message calls
@@ -124,9 +132,7 @@ class Embedding(eqx.Module):
         vocab_size = self.weight.shape[0]
         return self.lookup(check_range(ids, vocab_size, name, "the vocabulary"))
 
-    def lookup(
-        self, ids: Integer[Array, "*batch"]
-    ) -> Float[Array, "*batch {self.weight.shape[1]}"]:
+    def lookup(self, ids: Integer[Array, "*batch"]) -> Float[Array, "*batch d_model"]:
         """`__call__` for ids that are known to be inside the table."""
         rows = _rows(self.weight, ids)
         if self.padding_idx is not None:
@@ -155,7 +161,7 @@ class LearnedPositionalEmbedding(eqx.Module):
 
     def __call__(
         self, position_ids: Integer[ArrayLike, "#batch length"], name: str = "position_ids"
-    ) -> Float[Array, "#batch length {self.weight.shape[1]}"]:
+    ) -> Float[Array, "#batch length d_model"]:
         """Looks positions up.
 
         **Raises** if one lies outside the table, as `Embedding.__call__` does.
@@ -167,7 +173,7 @@ class LearnedPositionalEmbedding(eqx.Module):
 
     def span(
         self, start: int | Integer[Array, ""], length: int
-    ) -> Float[Array, "1 length {self.weight.shape[1]}"]:
+    ) -> Float[Array, "1 length d_model"]:
         """The embeddings of positions `start` to `start + length - 1`.
 
         **Raises** `ValueError` if `length` exceeds the table. That a traced `start`
@@ -236,6 +242,18 @@ class Buffer(eqx.Module):
     def value(self) -> Float[Array, "*shape"]:
         """The floats."""
         return jax.lax.bitcast_convert_type(self.bits, self.dtype)
+
+
+def embed(
+    inputs_embeds: Float[Array, "batch length d_model"],
+    positions: Float[Array, "#batch length d_model"],
+    layernorm_embedding: LayerNorm,
+    dropout: eqx.nn.Dropout,
+    *,
+    key: PRNGKeyArray | None,
+) -> Float[Array, "batch length d_model"]:
+    """What BART's first layer reads: tokens plus positions, normalised."""
+    return dropout(layernorm_embedding(inputs_embeds + positions), key=key)
 
 
 def feed_forward(

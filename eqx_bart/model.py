@@ -112,7 +112,7 @@ class BartModel(PretrainedModel):
         attention_mask: Mask[ArrayLike, "batch source"] | None = None,
         position_ids: Integer[ArrayLike, "#batch source"] | None = None,
         *,
-        inputs_embeds: Float[Array, "batch source {self.config.d_model}"] | None = None,
+        inputs_embeds: Float[Array, "batch source d_model"] | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         key: PRNGKeyArray | None = None,
@@ -203,8 +203,7 @@ class BartModel(PretrainedModel):
         *,
         encoder_outputs: BaseModelOutput | None = None,
         encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
-        decoder_inputs_embeds: Float[Array, "batch target {self.config.d_model}"]
-        | None = None,
+        decoder_inputs_embeds: Float[Array, "batch target d_model"] | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         key: PRNGKeyArray | None = None,

@@ -37,11 +37,15 @@ def test_a_wrong_shape_names_the_axis_and_both_sizes(model, cache):
     assert "batch source" in message
     assert "source=3" in message
     assert "i64[2,4]" in message
+    with pytest.raises(jaxtyping.TypeCheckError) as error:
+        model.encode(inputs_embeds=jnp.ones((2, 3, 25)))
+    assert "f32[1,3,24]" in str(error.value)
+    assert "d_model=25" in str(error.value)
     for wrong in (
         lambda: model(IDS[0]),
         lambda: model(IDS.astype(float)),
         lambda: model(inputs_embeds=jnp.ones((2, 3, 25)), decoder_input_ids=IDS),
-        lambda: model.encode(inputs_embeds=jnp.ones((2, 3, 25))),
+        lambda: model.model.encoder.layers[0].fc1(jnp.ones((2, 25))),
         lambda: model.decode(IDS, cache, np.ones((2, 4), bool)),
         lambda: model.decode(
             IDS,

@@ -117,7 +117,7 @@ def _match(
         warnings.warn(
             f"{type(template).__name__} has no use for these tensors of the checkpoint: "
             f"{', '.join(others)}.",
-            stacklevel=4,
+            stacklevel=2,
         )
     return matched
 
@@ -168,7 +168,7 @@ def _draw_heads(
         return {}
     warnings.warn(
         f"The checkpoint has no {', '.join(names)}: drawn at random from key.",
-        stacklevel=4,
+        stacklevel=2,
     )
 
     @jax.jit
@@ -202,7 +202,7 @@ def _fit_width(bias: np.ndarray, width: int) -> np.ndarray:
     warnings.warn(
         f"final_logits_bias is {bias.shape[-1]} wide and the vocabulary {width}: it is "
         "cut, or padded with zeros.",
-        stacklevel=6,
+        stacklevel=2,
     )
     fitted = np.zeros((1, width), bias.dtype)
     fitted[:, : bias.shape[-1]] = bias[..., :width]
