@@ -5,6 +5,7 @@ python benchmarks/g2p/train.py --output eqx_bart/g2p
 """
 
 import argparse
+import dataclasses
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from data import BOS, bucketed, build_tokenizer, EOS, epoch, PAD, split, VOCABULARY
+from data import BOS, bucketed, BUCKETS, build_tokenizer, EOS, epoch, PAD, split, VOCABULARY
 from evaluate import error_rates
 from jaxtyping import Array, Integer, PRNGKeyArray
 
@@ -37,6 +38,10 @@ CONFIG = eb.BartConfig(
     eos_token_id=EOS,
     decoder_start_token_id=EOS,
     forced_eos_token_id=EOS,
+)
+
+GENERATION_CONFIG = dataclasses.replace(
+    eb.GenerationConfig.from_model_config(CONFIG), max_length=max(BUCKETS)
 )
 
 
@@ -108,7 +113,7 @@ def main() -> None:
     steps = args.epochs * steps_per_epoch
     key = jax.random.key(args.seed)
     rng = np.random.default_rng(args.seed)
-    model = eb.BartForConditionalGeneration(CONFIG, key=key)
+    model = eb.BartForConditionalGeneration(CONFIG, GENERATION_CONFIG, key=key)
     optim = optimizer(args.learning_rate, steps)
     state = optim.init(eqx.filter(model, eqx.is_inexact_array))
     size = sum(x.size for x in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))

@@ -1,0 +1,83 @@
+"""The built-in model: what its card promises, and that PyTorch reads it alike."""
+
+import pathlib
+import re
+import sys
+
+import numpy as np
+import pytest
+import transformers
+
+import eqx_bart as eb
+
+
+BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks" / "g2p"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return eb.BartForConditionalGeneration.from_pretrained(eb.BUILTIN_MODEL)
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """The modules of `benchmarks/g2p`."""
+    sys.path.insert(0, str(BENCHMARKS))
+    import data
+    import evaluate
+
+    yield data, evaluate
+    sys.path.remove(str(BENCHMARKS))
+
+
+def test_size_and_card():
+    assert (eb.BUILTIN_MODEL / "model.safetensors").stat().st_size < 6_000_000
+    card = (eb.BUILTIN_MODEL / "README.md").read_text()
+    rates = [float(rate) for rate in re.findall(r"([\d.]+)%", card)]
+    assert len(rates) == 4
+    assert rates[0] <= 10
+
+
+def test_error_rate_on_words_it_has_not_seen(model, benchmark):
+    data, evaluate = benchmark
+    words = data.split()["test"].pronunciations
+    assert len(words) == 6526
+    sample = data.Words({word: words[word] for word in list(words)[::20]})
+    rates = evaluate.error_rates(model, sample)
+    assert rates.words == len(sample.pronunciations)
+    assert rates.per < 0.1
+    assert rates.per < rates.per_stressed < rates.wer < rates.wer_stressed
+
+
+def test_error_rates_by_hand(benchmark):
+    _, evaluate = benchmark
+    for a, b, distance in (("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3)):
+        assert evaluate.edit_distance(a, b) == distance
+        assert evaluate.edit_distance(b, a) == distance
+
+
+def test_splits_share_no_word(benchmark):
+    data, _ = benchmark
+    parts = [set(words.pronunciations) for words in data.split().values()]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 126_052
+
+
+def test_pytorch_gives_the_same_words(model):
+    theirs = transformers.BartForConditionalGeneration.from_pretrained(eb.BUILTIN_MODEL)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(eb.BUILTIN_MODEL)
+    words = ["Equinox", "don't", "x-ray", "a", "mr.", "antidisestablishmentarianism", "zzz"]
+    inputs = tokenizer(words, padding=True, return_tensors="pt")
+    expected = theirs.generate(**inputs).numpy()
+    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+    sequences = model.generate(arrays["input_ids"], arrays["attention_mask"]).sequences
+    assert np.array_equal(sequences[:, : expected.shape[1]], expected)
+    assert np.all(sequences[:, expected.shape[1] :] == tokenizer.pad_token_id)
+
+
+def test_the_tokenizer_is_the_benchmarks(benchmark):
+    data, _ = benchmark
+    tokenizer = transformers.AutoTokenizer.from_pretrained(eb.BUILTIN_MODEL)
+    assert tokenizer.get_vocab() == data.IDS
+    ids = tokenizer("Cat's")["input_ids"]
+    assert ids == [data.BOS, *(data.IDS[c] for c in "cat's"), data.EOS]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "c a t ' s"
