@@ -70,13 +70,15 @@ class Attention(eqx.Module):
     def _split_heads(
         self, x: Float[Array, "batch length d_model"]
     ) -> Float[Array, "batch heads length head_dim"]:
-        return x.reshape(*x.shape[:2], self.num_heads, -1).swapaxes(1, 2)
+        batch, length, d_model = x.shape
+        heads = x.reshape(batch, length, self.num_heads, d_model // self.num_heads)
+        return heads.swapaxes(1, 2)
 
     def _merge_heads(
         self, x: Float[Array, "batch heads length head_dim"]
     ) -> Float[Array, "batch length d_model"]:
-        x = x.swapaxes(1, 2)
-        return x.reshape(*x.shape[:2], -1)
+        batch, heads, length, head_dim = x.shape
+        return x.swapaxes(1, 2).reshape(batch, length, heads * head_dim)
 
 
 def dot_product_attention(

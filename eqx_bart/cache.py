@@ -20,6 +20,7 @@ class KeyValues(eqx.Module):
         """These, with `new` written over the positions from `start` on."""
 
         def write(old: Array, new: Array) -> Array:
+            new = new.astype(old.dtype)
             return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=2)
 
         return jax.tree.map(write, self, new)
@@ -62,13 +63,22 @@ class BartCache(eqx.Module):
         """An empty cache.
 
         **Raises** `ValueError` if `max_length` is more than the model has positions, or
-        less than 1.
+        less than 1, or if the encoder's states and mask do not fit one another.
         """
         if not 1 <= max_length <= config.max_position_embeddings:
             raise ValueError(
                 f"A cache of max_length={max_length} tokens does not fit the model: it "
                 f"has max_position_embeddings={config.max_position_embeddings}."
             )
+        for key_values in cross_attention:
+            states_shape = (key_values.keys.shape[0], key_values.keys.shape[2])
+            mask = encoder_attention_mask
+            mask_shape = states_shape if mask is None else mask.shape
+            if not states_shape == mask_shape == (batch_size, states_shape[1]):
+                raise ValueError(
+                    f"For batch={batch_size}, the encoder's states are [batch, source]="
+                    f"{list(states_shape)} and their attention_mask is {list(mask_shape)}."
+                )
         heads = config.decoder_attention_heads
         shape = (batch_size, heads, max_length, config.d_model // heads)
         self.self_attention = tuple(

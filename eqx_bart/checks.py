@@ -40,10 +40,16 @@ def error_if(x: _T, pred: Bool[ArrayLike, "..."], message: str) -> _T:
     return x
 
 
+def as_indices(ids: Integer[ArrayLike, "*shape"]) -> Integer[Array, "*shape"]:
+    """`ids` as a JAX array of 32 bits or more, in which sums and limits do not wrap."""
+    ids = jnp.asarray(ids)
+    return ids.astype(jnp.promote_types(ids.dtype, jnp.int32))
+
+
 def check_range(
     ids: Integer[ArrayLike, "*shape"], size: int, name: str, table: str
 ) -> Integer[Array, "*shape"]:
-    """`ids` as a JAX array, checked to lie in `[0, size)`.
+    """`as_indices(ids)`, checked to lie in `[0, size)`.
 
     JAX clamps an index past the end of an array, so that a wrong id would silently
     read another row. **Raises** as `error_if` does; outside `jit` the message names the
@@ -51,10 +57,11 @@ def check_range(
     """
     message = f"{name} must lie in [0, {size}), the rows of {table}"
     if isinstance(ids, jax.core.Tracer):
+        ids = as_indices(ids)
         return eqx.error_if(ids, (ids < 0) | (ids >= size), f"{message}.")
     values = np.asarray(ids)
     places = np.argwhere((values < 0) | (values >= size))
     if len(places):
         place = tuple(int(i) for i in places[0])
         raise ValueError(f"{message}; {name}{list(place)} is {int(values[place])}.")
-    return jnp.asarray(ids)
+    return as_indices(ids)

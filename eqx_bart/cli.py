@@ -146,11 +146,13 @@ def _generation_config(
 
 
 def _read_lines(file: str) -> Iterable[str]:
+    """The lines that are not blank."""
     if file != "-":
-        return Path(file).read_text(encoding="utf-8").splitlines()
+        with Path(file).open(encoding="utf-8") as lines:
+            return [line.rstrip("\n") for line in lines if line.strip()]
     if sys.stdin.isatty():
         raise InputError("there is nothing to read: give words, --input or a pipe")
-    return (line.rstrip("\n") for line in sys.stdin)
+    return (line.rstrip("\n") for line in sys.stdin if line.strip())
 
 
 def _progress(*, is_long: bool) -> Progress:

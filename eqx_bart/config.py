@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast, no_type_check
 
+import numpy as np
+
 from .activations import ACTIVATIONS
 
 
@@ -119,11 +121,11 @@ class BartConfig:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
+        plain_fields(self)
         self._settle_labels()
-        for name in _SEVERAL_IDS:
-            if isinstance(getattr(self, name), list):
-                self._set(name, tuple(getattr(self, name)))
         self._set("extra", copy.deepcopy(dict(self.extra)))
+        if twice := self.extra.keys() & {field.name for field in dataclasses.fields(self)}:
+            raise ValueError(f"BartConfig: extra may not hold fields: {sorted(twice)}.")
         self._validate()
 
     def _set(self, name: str, value: Any) -> None:
@@ -212,6 +214,8 @@ class BartConfig:
                     f"BART's is {bart!r}."
                 )
         values.pop("model_type", None)
+        if values.get("id2label") is not None:
+            values.pop("_num_labels", None)
         for old, new in _LEGACY_NAMES.items():
             if old in values:
                 values.setdefault(new, values.pop(old))
@@ -269,6 +273,18 @@ class BartConfig:
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes `config.json` into `directory`, which is made if need be."""
         write_json(Path(directory), "config.json", self.to_dict())
+
+
+def plain_fields(config: Any) -> None:
+    """Turns the fields of a frozen dataclass from NumPy's integers into Python's, and from
+    lists into tuples."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, list | tuple):
+            value = tuple(int(v) if isinstance(v, np.integer) else v for v in value)
+        elif isinstance(value, np.integer):
+            value = int(value)
+        object.__setattr__(config, field.name, value)
 
 
 def as_id_tuple(ids: int | tuple[int, ...] | None) -> tuple[int, ...]:

@@ -237,7 +237,7 @@ class BartDecoder(eqx.Module):
         hidden = embed(
             inputs_embeds, positions, self.layernorm_embedding, self.dropout, key=embed_key
         )
-        hidden_states, attentions, cross_attentions, attended = [hidden], [], [], []
+        hidden_states, attentions, cross_attentions, self_attention = [hidden], [], [], []
         for i, (layer, layer_key) in enumerate(zip(self.layers, layer_keys, strict=True)):
             drop_key, layer_key = split_key(layer_key, 2)
             key_values = layer.self_attn.key_values(hidden)
@@ -252,10 +252,12 @@ class BartDecoder(eqx.Module):
                 key=layer_key,
             )
             hidden = self.layerdrop(new, hidden, key=drop_key)
-            hidden_states.append(hidden)
-            attentions.append(weights)
-            cross_attentions.append(cross_weights)
-            attended.append(key_values)
+            self_attention.append(key_values)
+            if output_hidden_states:
+                hidden_states.append(hidden)
+            if output_attentions:
+                attentions.append(weights)
+                cross_attentions.append(cross_weights)
         has_cross_attentions = output_attentions and bool(cross_attention)
         outputs = BaseModelOutputWithCrossAttentions(
             last_hidden_state=hidden,
@@ -263,4 +265,4 @@ class BartDecoder(eqx.Module):
             attentions=tuple(attentions) if output_attentions else None,
             cross_attentions=tuple(cross_attentions) if has_cross_attentions else None,
         )
-        return outputs, tuple(attended)
+        return outputs, tuple(self_attention)

@@ -137,8 +137,10 @@ class BartEncoder(eqx.Module):
             drop_key, layer_key = split_key(layer_key, 2)
             new, weights = layer(hidden, mask, key=layer_key)
             hidden = self.layerdrop(new, hidden, key=drop_key)
-            hidden_states.append(hidden)
-            attentions.append(weights)
+            if output_hidden_states:
+                hidden_states.append(hidden)
+            if output_attentions:
+                attentions.append(weights)
         return BaseModelOutput(
             last_hidden_state=hidden,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,

@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from .cache import BartCache
 from .checkpoint import PretrainedModel
-from .checks import ArrayLike, error_if, Mask
+from .checks import ArrayLike, check_range, error_if, Mask
 from .config import BartConfig
 from .decoder import BartDecoder
-from .generation import generate, GenerationConfig, GenerationOutput
+from .generation import GenerationConfig, GenerationOutput, greedy_search, Settings
 from .layers import Buffer, dot, Embedding, Linear, split_key
 from .model import BartModel, embed_inputs, token_embedding
 from .outputs import (
@@ -91,7 +91,13 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         cache: None = None,
         decoder_attention_mask: Mask[ArrayLike, "batch target"] | None = None,
         decoder_position_ids: Integer[ArrayLike, "#batch target"] | None = None,
-        **options: Any,
+        *,
+        encoder_outputs: BaseModelOutput,
+        encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
+        decoder_inputs_embeds: Float[Array, "batch target d_model"] | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        key: PRNGKeyArray | None = None,
     ) -> DecodedT: ...
 
     @overload
@@ -101,7 +107,11 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         cache: BartCache,
         decoder_attention_mask: Mask[ArrayLike, "batch target"] | None = None,
         decoder_position_ids: Integer[ArrayLike, "#batch target"] | None = None,
-        **options: Any,
+        *,
+        decoder_inputs_embeds: Float[Array, "batch target d_model"] | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[DecodedT, BartCache]: ...
 
     def decode(
@@ -110,20 +120,32 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         cache: BartCache | None = None,
         decoder_attention_mask: Mask[ArrayLike, "batch target"] | None = None,
         decoder_position_ids: Integer[ArrayLike, "#batch target"] | None = None,
-        **options: Any,
+        *,
+        encoder_outputs: BaseModelOutput | None = None,
+        encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
+        decoder_inputs_embeds: Float[Array, "batch target d_model"] | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        key: PRNGKeyArray | None = None,
     ) -> DecodedT | tuple[DecodedT, BartCache]:
-        """`BartModel.decode`, which has the other arguments, and the head on top of it."""
-        decoded = self.model.decode(
+        """`BartModel.decode`, with its arguments, and the head on top of it."""
+        decode: Any = self.model.decode  # which pyright takes for its first overload
+        decoded = decode(
             decoder_input_ids,
-            cache,  # pyright: ignore[reportArgumentType]
+            cache,
             decoder_attention_mask,
             decoder_position_ids,
-            **options,
+            encoder_outputs=encoder_outputs,
+            encoder_attention_mask=encoder_attention_mask,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            key=key,
         )
-        if isinstance(decoded, tuple):
-            outputs, cache = decoded
-            return self._decoder_head(outputs), cache
-        return self._decoder_head(decoded)
+        if cache is None:
+            return self._decoder_head(decoded)
+        outputs, next_cache = decoded
+        return self._decoder_head(outputs), next_cache
 
     def __call__(
         self,
@@ -284,9 +306,46 @@ class BartForConditionalGeneration(
         generation_config: GenerationConfig | None = None,
         **overrides: Any,
     ) -> GenerationOutput:
-        """Generates token ids from `input_ids`; see `eqx_bart.generation.generate`."""
+        """Generates token ids from `input_ids`, with greedy search.
+
+        The encoder and the whole loop are one compiled program, for each shape of the
+        input and each setting.
+
+        **Arguments:**
+
+        - `input_ids`, `attention_mask`: as `encode` takes them.
+        - `generation_config`: settings that go before those of the model's own.
+        - `overrides`: settings by name that go before both, `max_new_tokens=20` say.
+
+        **Returns** the `GenerationOutput`.
+
+        **Raises** `ValueError` if an id is outside the vocabulary, or if a setting is
+        impossible for this model or not supported; `TypeError` if there is no such
+        setting. Source: HF's `GenerationMixin.generate`.
+        """
         config = self.generation_config.updated(generation_config, overrides)
-        return generate(self, input_ids, attention_mask, config)
+        settings = config.settle(1, self.config)
+        input_ids = check_range(
+            input_ids, self.config.vocab_size, "input_ids", "the vocabulary"
+        )
+        return _generate(self, input_ids, attention_mask, settings)
+
+
+@eqx.filter_jit
+def _generate(
+    model: BartForConditionalGeneration,
+    input_ids: Integer[Array, "batch source"],
+    attention_mask: Mask[ArrayLike, "batch source"] | None,
+    settings: Settings,
+) -> GenerationOutput:
+    """`generate`, with ids that have been checked, so that the program needs no callback
+    and JAX's compilation cache can keep it."""
+    embed_tokens = model.model.encoder.embed_tokens or model.model.shared
+    encoder_outputs = model.encode(
+        attention_mask=attention_mask, inputs_embeds=embed_tokens.lookup(input_ids)
+    )
+    cache = model.init_cache(encoder_outputs, settings.max_length - 1, attention_mask)
+    return greedy_search(model.step, cache, settings)
 
 
 class ClassificationHead(eqx.Module):
@@ -341,8 +400,9 @@ class BartForSequenceClassification(
     ) -> Seq2SeqSequenceClassifierOutput:
         if input_ids is None:
             raise ValueError(
-                "BartForSequenceClassification needs input_ids, not only their "
-                "embeddings: it reads the state at the last </s> of each row."
+                "BartForSequenceClassification needs input_ids: it reads the state at the "
+                "last </s> of each row. For embeddings of your own, pass with them the "
+                "encoder_outputs of encode(inputs_embeds=...)."
             )
         pooled = last_eos_state(
             outputs.last_hidden_state, jnp.asarray(input_ids), self.config.eos_token_ids
@@ -526,6 +586,10 @@ class BartForCausalLM(PretrainedModel):
         The arguments, the results and the errors are those of `BartModel.decode`, but
         that the encoder's states are optional: without them no layer attends to any.
         """
+        if encoder_hidden_states is None and encoder_attention_mask is not None:
+            raise ValueError(
+                "There is an encoder_attention_mask but no encoder_hidden_states."
+            )
         inputs_embeds = embed_inputs(
             self._embed_tokens, input_ids, inputs_embeds, "input_ids"
         )

@@ -225,8 +225,9 @@ class LayerDrop(eqx.Module):
 class Buffer(eqx.Module):
     """An array that belongs to a model but is not one of its parameters.
 
-    Equinox's filters, and so gradients, optimisers and casts, pick parameters by their
-    inexact dtype. A buffer holds the bits of its floats as integers: they pass it by.
+    Gradients, optimisers and casts pick parameters by their inexact dtype, with
+    `equinox.is_inexact_array`. A buffer holds the bits of its floats as integers, so that
+    they pass it by.
     """
 
     bits: UInt[Array, "*shape"]

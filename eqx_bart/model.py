@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from .cache import BartCache
 from .checkpoint import PretrainedModel
-from .checks import ArrayLike, Mask
+from .checks import ArrayLike, as_indices, Mask
 from .config import BartConfig
 from .decoder import BartDecoder
 from .encoder import BartEncoder
@@ -38,10 +38,10 @@ def shift_tokens_right(
     """
     if pad_token_id is None or decoder_start_token_id is None:
         raise ValueError(
-            "shift_tokens_right needs pad_token_id and decoder_start_token_id; the config "
-            f"has {pad_token_id} and {decoder_start_token_id}."
+            "shift_tokens_right needs pad_token_id and decoder_start_token_id; they are "
+            f"{pad_token_id} and {decoder_start_token_id}."
         )
-    shifted = jnp.roll(jnp.asarray(input_ids), 1, axis=1)
+    shifted = jnp.roll(as_indices(input_ids), 1, axis=1)
     shifted = shifted.at[:, :1].set(decoder_start_token_id)
     return jnp.where(shifted == IGNORE_INDEX, pad_token_id, shifted)
 
@@ -69,14 +69,16 @@ def embed_inputs(
     **Raises** `ValueError` unless just one of them is; `name` is what the message calls
     the ids.
     """
-    if inputs_embeds is not None and input_ids is None:
-        return inputs_embeds
-    if inputs_embeds is None and input_ids is not None:
-        return embed_tokens(input_ids, name)
-    given = "both" if input_ids is not None else "neither"
-    raise ValueError(
-        f"Pass either {name} or {name.replace('input_ids', 'inputs_embeds')}, not {given}."
-    )
+    if (input_ids is None) == (inputs_embeds is None):
+        other = name.replace("input_ids", "inputs_embeds")
+        given = "neither" if input_ids is None else "both"
+        raise ValueError(f"Pass either {name} or {other}, not {given}.")
+    if inputs_embeds is None:
+        assert input_ids is not None
+        inputs_embeds = embed_tokens(input_ids, name)
+    if inputs_embeds.shape[1] == 0:
+        raise ValueError(f"{name} are empty: a sequence needs at least one token.")
+    return inputs_embeds
 
 
 class BartModel(PretrainedModel):
@@ -235,6 +237,11 @@ class BartModel(PretrainedModel):
             raise ValueError(
                 "decode takes either a cache from init_cache or the encoder_outputs of "
                 f"encode; it was given {'neither' if cache is None else 'both'}."
+            )
+        if cache is not None and encoder_attention_mask is not None:
+            raise ValueError(
+                "A cache knows the encoder's attention_mask from init_cache: give it "
+                "there, not to decode."
             )
         inputs_embeds = embed_inputs(
             self.decoder.embed_tokens or self.shared,

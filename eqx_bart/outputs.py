@@ -24,6 +24,10 @@ class ModelOutput(eqx.Module):
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
         return tuple(value for value in values if value is not None)
 
+    def __getitem__(self, item: int | str) -> Any:
+        """A field by its name, or an entry of `to_tuple`, as in HF."""
+        return getattr(self, item) if isinstance(item, str) else self.to_tuple()[item]
+
 
 class BaseModelOutput(ModelOutput):
     """What an encoder returns."""

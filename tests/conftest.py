@@ -1,10 +1,15 @@
+"""Fixtures that all tests share."""
+
 import pathlib
 
 import jax
 import pytest
+import torch
 
 import eqx_bart as eb
 
+
+torch.set_num_threads(1)
 
 SHARED_DATA = pathlib.Path(__file__).parents[2] / "shared" / "data"
 

@@ -135,6 +135,13 @@ def arrays_inexact(model):
     return jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
 
 
+def test_a_model_in_numpy_is_saved_whole(saved):
+    model, directory = saved
+    jax.device_get(model).save_pretrained(directory / "numpy")
+    loaded = eb.BartForConditionalGeneration.from_pretrained(directory / "numpy")
+    assert_same(model, loaded)
+
+
 def test_float64_needs_64_bit_mode(saved):
     model, directory = saved
     rewrite(directory, lambda t: t.update({k: v.astype("f8") for k, v in t.items()}))

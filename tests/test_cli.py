@@ -32,7 +32,7 @@ def test_words(capsys):
 def test_json_from_a_file_in_batches(capsys, tmp_path):
     words = ["hello", "cat", "phonological", "dog", "a"]
     file = tmp_path / "words.txt"
-    file.write_text("\n".join(words) + "\n")
+    file.write_text("\n\n".join(words) + "\n")
     status, out, _ = run(capsys, "--json", "--input", str(file), "--batch-size", "2")
     assert status == 0
     rows = [json.loads(line) for line in out.splitlines()]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import transformers
 
@@ -62,8 +63,33 @@ def test_legacy_names():
     )
     assert (config.d_model, config.encoder_layers) == (32, 3)
     assert (config.classifier_dropout, config.num_labels) == (0.25, 7)
+    stale = {"_num_labels": 3, "id2label": {"0": "a", "1": "b"}}
+    assert eb.BartConfig.from_dict(stale).num_labels == 2
     config = eb.BartConfig.from_dict({"classif_dropout": 0.1, "classifier_dropout": 0.0})
     assert config.classifier_dropout == 0
+
+
+def test_settings_by_name_go_before_those_of_the_config():
+    config = eb.GenerationConfig(max_new_tokens=9, pad_token_id=1, extra={"num_beams": 4})
+    updated = config.updated(eb.GenerationConfig(bos_token_id=0), {"num_beams": 1})
+    assert updated.to_dict() == {
+        "max_new_tokens": 9,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "num_beams": 1,
+    }
+    assert config.updated(None, {"max_length": 4}).max_new_tokens is None
+    assert config.updated(None, {"temperature": 0.5}).extra["temperature"] == 0.5
+    with pytest.raises(TypeError, match="no setting temprature"):
+        config.updated(None, {"temprature": 0.5})
+
+
+def test_integers_of_numpy_are_integers():
+    config = eb.BartConfig(vocab_size=np.int64(60), eos_token_id=[np.int32(2), 3])
+    assert config == eb.BartConfig(vocab_size=60, eos_token_id=(2, 3))
+    assert type(config.vocab_size) is int
+    generation = eb.GenerationConfig(max_new_tokens=np.int64(3), eos_token_id=[2])
+    assert generation == eb.GenerationConfig(max_new_tokens=3, eos_token_id=(2,))
 
 
 def test_unknown_keys_are_kept_and_belong_to_the_config():
@@ -152,7 +178,7 @@ def test_generation_settings_of_an_old_config(shared_data):
     config = eb.BartConfig.from_pretrained(file)
     generation = eb.GenerationConfig.from_model_config(config)
     assert (generation.max_length, generation.forced_bos_token_id) == (142, 0)
-    assert generation.extra["num_beams"] == 4
+    assert (generation.extra["num_beams"], generation.extra["length_penalty"]) == (4, 2.0)
     old = eb.BartConfig.from_dict({"force_bos_token_to_be_generated": True})
     assert eb.GenerationConfig.from_model_config(old).forced_bos_token_id == 0
 

@@ -130,6 +130,58 @@ def test_a_cache_that_does_not_fit(model, cache, config, getkey):
         model.decode(IDS, cache, encoder_outputs=model.encode(IDS))
 
 
+def test_an_encoder_mask_that_would_go_unused_or_does_not_fit(model, cache, config, getkey):
+    mask = np.ones((2, 3), int)
+    with pytest.raises(
+        ValueError, match="knows the encoder's attention_mask from init_cache"
+    ):
+        model.decode(IDS, cache, encoder_attention_mask=mask)
+    encoded = model.encode(IDS)
+    for wrong in (mask[:, :2], mask[:1]):
+        with pytest.raises(ValueError, match=r"states are \[batch, source\]=\[2, 3\] and"):
+            model.init_cache(encoded, 4, wrong)
+    decoder = eqx.nn.inference_mode(eb.BartForCausalLM(config, key=getkey()))
+    with pytest.raises(ValueError, match="but no encoder_hidden_states"):
+        decoder(IDS, encoder_attention_mask=mask)
+    with pytest.raises(ValueError, match="For batch=3, the encoder's states"):
+        decoder.init_cache(3, 4, encoded.last_hidden_state)
+
+
+def test_no_rows_and_no_tokens(model):
+    outputs = model(IDS[:0])
+    assert outputs.logits.shape == (0, 3, 41)
+    assert model.generate(IDS[:0], max_length=5).sequences.shape == (0, 5)
+    with pytest.raises(ValueError, match="input_ids are empty"):
+        model(IDS[:, :0])
+    with pytest.raises(ValueError, match="decoder_input_ids are empty"):
+        model(IDS, decoder_input_ids=IDS[:, :0])
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint32, np.int64])
+def test_integers_of_any_width(dtype, getkey):
+    config = eb.BartConfig(
+        vocab_size=300,
+        max_position_embeddings=200,
+        d_model=4,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=1,
+        decoder_attention_heads=1,
+        decoder_start_token_id=299,
+    )
+    model = eqx.nn.inference_mode(eb.BartModel(config, key=getkey()))
+    ids = np.array([[100, 127, 56, 2]])
+    positions = np.array([[0, 126, 127, 100]])
+    expected = model(ids, None, position_ids=positions).last_hidden_state
+    narrow = ids.astype(dtype), positions.astype(dtype)
+    for call in (model, eqx.filter_jit(model)):
+        outputs = call(narrow[0], None, position_ids=narrow[1])
+        assert np.allclose(outputs.last_hidden_state, expected, atol=1e-5)
+    if dtype == np.uint8:
+        shifted = eb.shift_tokens_right(np.array([[156, 5]], dtype), 1, 2)
+        assert shifted.tolist() == [[2, 156]]
+
+
 def test_ids_and_embeddings_exclude_one_another(model):
     embeds = jnp.ones((2, 3, 24))
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds, not both"):

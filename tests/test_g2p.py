@@ -56,6 +56,20 @@ def test_error_rates_by_hand(benchmark):
         assert evaluate.edit_distance(b, a) == distance
 
 
+def test_an_epoch_has_every_pair_in_full_batches(benchmark):
+    data, _ = benchmark
+    pairs = data.split()["validation"].pairs()
+    batches = list(data.epoch(data.bucketed(pairs), 64, np.random.default_rng(0)))
+    assert len(batches) == data.epoch_steps(data.bucketed(pairs), 64)
+    assert {len(inputs) for inputs, _ in batches} == {64}
+    seen = {
+        (tuple(i[i != data.PAD].tolist()), tuple(t[t != data.PAD].tolist()))
+        for inputs, labels in batches
+        for i, t in zip(inputs, labels, strict=True)
+    }
+    assert seen == {(tuple(source), tuple(target)) for source, target in pairs}
+
+
 def test_splits_share_no_word(benchmark):
     data, _ = benchmark
     parts = [set(words.pronunciations) for words in data.split().values()]

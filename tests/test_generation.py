@@ -18,6 +18,7 @@ from oracle import (
 )
 
 import eqx_bart as eb
+from eqx_bart.heads import _generate
 
 
 @pytest.mark.filterwarnings("ignore:Using the model-agnostic default `max_length`")
@@ -118,6 +119,16 @@ def test_generating_is_one_program(config, getkey):
     assert "while[" in str(jaxpr)
 
 
+def test_the_program_of_generate_has_no_callback(config, getkey):
+    model = eqx.nn.inference_mode(eb.BartForConditionalGeneration(config, key=getkey()))
+    settings = model.generation_config.settle(1, config)
+    lowered = _generate.lower(
+        model, jnp.ones((2, 5), int), jnp.ones((2, 5), bool), settings
+    )
+    assert "while" in lowered.as_text()
+    assert "callback" not in lowered.as_text()
+
+
 def test_bad_settings(config, getkey):
     model = eqx.nn.inference_mode(eb.BartForConditionalGeneration(config, key=getkey()))
     ids = np.array([[5, 6, 2]])
@@ -125,7 +136,11 @@ def test_bad_settings(config, getkey):
         ({"max_length": 13}, "13 tokens .* at most the max_position_embeddings=12"),
         ({"max_new_tokens": 12}, "would make 13 tokens"),
         ({"max_length": 1}, "would make 1 tokens from a start of 1"),
-        ({"num_beams": 4}, "does not support num_beams=4.*: pass num_beams=1"),
+        ({"num_beams": 4}, "does not support num_beams=4 .*: pass num_beams=1"),
+        (
+            {"num_beams": 4, "no_repeat_ngram_size": 3},
+            "does not support num_beams=4, no_repeat_ngram_size=3",
+        ),
         ({"do_sample": True}, "does not support do_sample=True"),
         ({"eos_token_id": 41}, "eos_token_id=41 is outside the vocabulary of 41"),
     ):

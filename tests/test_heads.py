@@ -49,8 +49,11 @@ def test_a_classifier_needs_ids_of_the_decoders_length(config, getkey):
     with pytest.raises(ValueError, match="it read 2, the encoder 3"):
         model(ids, decoder_input_ids=ids[:, 1:])
     embeds = jnp.ones((1, 3, 24))
-    with pytest.raises(ValueError, match="needs input_ids, not only their embeddings"):
+    with pytest.raises(ValueError, match="BartForSequenceClassification needs input_ids"):
         model(inputs_embeds=embeds, decoder_input_ids=ids)
+    outputs = model(ids, encoder_outputs=model.encode(inputs_embeds=embeds))
+    assert outputs.logits.shape == (1, 3)
+    assert outputs["logits"] is outputs[0] is outputs.to_tuple()[0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -93,7 +96,7 @@ def test_no_gradient_and_no_optimiser_moves_final_logits_bias(config, getkey, tm
 def test_shift_tokens_right():
     labels = np.array([[5, 6, 2], [7, -100, -100]])
     assert eb.shift_tokens_right(labels, 1, 2).tolist() == [[2, 5, 6], [2, 7, 1]]
-    with pytest.raises(ValueError, match="the config has None and 2"):
+    with pytest.raises(ValueError, match="they are None and 2"):
         eb.shift_tokens_right(labels, None, 2)
 
 

@@ -71,7 +71,7 @@ def test_all_outputs(seed, name):
     with jax.enable_x64(dtype == torch.float64):
         ours = convert(theirs)
         tensors, arrays = both(random_inputs(rng, config, name), dtype)
-        call = eqx.filter_jit(ours) if seed % 2 else ours
+        call = ours if seed % 10 == 0 else eqx.filter_jit(ours)
         options = {"output_attentions": True, "output_hidden_states": True}
         with torch.no_grad():
             expected = theirs(**tensors, **options, use_cache=False)
@@ -80,7 +80,7 @@ def test_all_outputs(seed, name):
 
 
 @pytest.mark.parametrize("name", ["BartForConditionalGeneration", "BartForCausalLM"])
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(6))
 def test_cached_decoding_in_any_split(seed, name):
     rng = np.random.default_rng([seed, *name.encode(), 1])
     config = random_config(rng)
@@ -116,7 +116,7 @@ def test_cached_decoding_in_any_split(seed, name):
         cuts = sorted({0, length, *(int(i) for i in rng.integers(1, length, 2))})
         logits = []
         decode = eqx.filter_jit(lambda model, *arguments: model.decode(*arguments))
-        decode = decode if seed % 4 == 0 else type(ours).decode
+        decode = type(ours).decode if seed == 0 else decode
         for start, end in itertools.pairwise(cuts):
             outputs, cache = decode(ours, ids[:, start:end], cache, mask[:, start:end])
             logits.append(outputs.logits)
@@ -160,20 +160,21 @@ def test_position_ids_choose_the_rows_of_the_table(config, getkey):
             model.decoder.embed_positions.weight,
         )
 
-    expected = eqx.tree_at(tables, model, replace_fn=permuted)(ids)
-    outputs = model(ids, position_ids=order, decoder_position_ids=order)
+    call = eqx.filter_jit(lambda model, *args, **kwargs: model(*args, **kwargs))
+    decode = eqx.filter_jit(model.decode)
+    expected = call(eqx.tree_at(tables, model, replace_fn=permuted), ids)
+    outputs = call(model, ids, position_ids=order, decoder_position_ids=order)
     assert_close(outputs.last_hidden_state, expected.last_hidden_state, 1e-6)
     cache = model.init_cache(model.encode(ids), 5)
-    _, cache = model.decode(ids[:, :2], cache, None, order[:, :2])
-    outputs, _ = model.decode(ids[:, 2:], cache, None, order[:, 2:])
-    expected = model.decode(
-        ids, decoder_position_ids=order, encoder_outputs=model.encode(ids)
-    )
+    _, cache = decode(ids[:, :2], cache, None, order[:, :2])
+    outputs, _ = decode(ids[:, 2:], cache, None, order[:, 2:])
+    expected = decode(ids, decoder_position_ids=order, encoder_outputs=model.encode(ids))
     assert_close(outputs.last_hidden_state, expected.last_hidden_state[:, 2:], 1e-5)
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_inside_vmap_grad_and_checkpoint(name, config, getkey):
+    config = dataclasses.replace(config, decoder_layers=1)
     model = eqx.nn.inference_mode(CLASSES[name](config, key=getkey()))
     ids = np.array([[[5, 2, 7, 2]], [[9, 2, 11, 2]]])
 
@@ -201,11 +202,13 @@ def test_a_row_of_padding_is_finite(config, getkey):
     ids = np.array([[5, 6, 7], [5, 6, 7]])
     mask = np.array([[0, 0, 0], [1, 1, 0]])
 
-    def loss(model):
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad
+    def loss_and_grads(model):
         out = model(ids, mask, ids, mask)
         return jax.numpy.sum(out.last_hidden_state**2)
 
-    value, grads = eqx.filter_value_and_grad(loss)(model)
+    value, grads = loss_and_grads(model)
     assert np.isfinite(value)
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
 
@@ -220,6 +223,7 @@ def test_half_precision_stays_near_float32(dtype, config, getkey):
     half = jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, model)
     ids = np.array([[5, 6, 7, 8]])
     mask = np.array([[1, 1, 1, 0]])
-    outputs = half(ids, mask, output_hidden_states=True, output_attentions=True)
+    call = eqx.filter_jit(half)
+    outputs = call(ids, mask, output_hidden_states=True, output_attentions=True)
     assert {x.dtype for x in jax.tree.leaves(outputs)} == {jax.numpy.dtype(dtype)}
     assert_close(outputs.logits.astype("float32"), model(ids, mask).logits, 0.05)

@@ -23,7 +23,7 @@ def test_python(monkeypatch, tmp_path, capsys):
     scope = {}
     for block in code:
         exec(compile(block, "README.md", "exec"), scope)  # noqa: S102
-    answers = [line.split("\t")[1] for line in blocks("")[0].splitlines()]
+    answers = [line.split("\t")[1] for line in blocks("text")[0].splitlines()]
     assert capsys.readouterr().out == f"{answers}\n"
     assert (tmp_path / "saved" / "model.safetensors").is_file()
     assert float(scope["loss"]) > 0
@@ -34,7 +34,7 @@ def test_the_first_command(capsys):
     program, *arguments = shlex.split(command)
     assert program == ".venv/bin/eqx-bart"
     assert main(arguments) == 0
-    assert capsys.readouterr().out == blocks("")[0]
+    assert capsys.readouterr().out == blocks("text")[0]
 
 
 @pytest.mark.parametrize("name", re.findall(r"`benchmarks/[^`]*`", README))

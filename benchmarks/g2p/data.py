@@ -17,6 +17,8 @@ STRESSES = "012"
 #: Batches hold words of `bucket` letters at most, <s> and </s> included.
 BUCKETS = (8, 10, 12, 14, 18, 32)
 
+Buckets = dict[int, tuple[np.ndarray, np.ndarray]]
+
 
 def phonemes() -> tuple[str, ...]:
     """CMUdict's phonemes; a vowel once for each of its stresses."""
@@ -80,7 +82,7 @@ def split() -> dict[str, Words]:
 
 def bucketed(
     pairs: list[tuple[list[int], list[int]]],
-) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+) -> Buckets:
     """The pairs by bucket, padded: inputs `[n, bucket]` and labels `[n, bucket - 1]`."""
     buckets: dict[int, list[tuple[list[int], list[int]]]] = {b: [] for b in BUCKETS}
     for source, target in pairs:
@@ -103,19 +105,24 @@ def pad(rows: list[list[int]], length: int) -> np.ndarray:
     return array
 
 
+def epoch_steps(buckets: Buckets, batch_size: int) -> int:
+    """The number of batches of an `epoch`."""
+    return sum(-(-len(inputs) // batch_size) for inputs, _ in buckets.values())
+
+
 def epoch(
-    buckets: dict[int, tuple[np.ndarray, np.ndarray]],
-    batch_size: int,
-    rng: np.random.Generator,
+    buckets: Buckets, batch_size: int, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All full batches, in random order; each is of one bucket."""
-    batches = []
+    """Every pair, in batches of one bucket each and in random order.
+
+    All batches are full: the last of a bucket has some of its pairs again.
+    """
+    batches: list[tuple[int, np.ndarray]] = []
     for bucket, (inputs, _) in buckets.items():
         order = rng.permutation(len(inputs))
-        batches += [
-            (bucket, order[i : i + batch_size])
-            for i in range(0, len(order) - batch_size + 1, batch_size)
-        ]
+        again = rng.choice(len(inputs), -len(inputs) % batch_size)
+        rows = np.concatenate([order, again]).reshape(-1, batch_size)
+        batches += [(bucket, row) for row in rows]
     for i in rng.permutation(len(batches)):
         bucket, rows = batches[i]
         inputs, labels = buckets[bucket]

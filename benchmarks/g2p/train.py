@@ -14,7 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from data import BOS, bucketed, BUCKETS, build_tokenizer, EOS, epoch, PAD, split, VOCABULARY
+from data import (
+    BOS,
+    bucketed,
+    BUCKETS,
+    build_tokenizer,
+    EOS,
+    epoch,
+    epoch_steps,
+    PAD,
+    split,
+    VOCABULARY,
+)
 from evaluate import error_rates
 from jaxtyping import Array, Integer, PRNGKeyArray
 
@@ -109,7 +120,7 @@ def main() -> None:
 
     words = split()
     buckets = bucketed(words["train"].pairs())
-    steps_per_epoch = sum(len(x) // args.batch_size for x, _ in buckets.values())
+    steps_per_epoch = epoch_steps(buckets, args.batch_size)
     steps = args.epochs * steps_per_epoch
     key = jax.random.key(args.seed)
     rng = np.random.default_rng(args.seed)

@@ -138,14 +138,23 @@ def _shape_problems(
 
 def _tying_problems(names: list[str], tensors: Mapping[str, StoredTensor]) -> list[str]:
     """What is wrong with several copies of one tied tensor: they may differ."""
-    first = tensors[names[0]]
+    if len(names) == 1:
+        return []
+    first = tensors[names[0]].load()
     return [
         f"{name}: differs from {names[0]}, though the config ties them; if they are meant "
         "to differ, set tie_word_embeddings to false"
         for name in names[1:]
-        if tensors[name].shape != first.shape
-        or tensors[name].load().tobytes() != first.load().tobytes()
+        if not _is_same(tensors[name].load(), first)
     ]
+
+
+def _is_same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two tensors agree bit for bit, NaNs included."""
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    bits = f"u{a.dtype.itemsize}"
+    return np.array_equal(a.view(bits), b.view(bits))
 
 
 def _floating_dtype(dtype: Any) -> Any:
@@ -222,7 +231,7 @@ def _named_leaves(model: Any) -> list[tuple[str, Any]]:
 
 
 def _is_weight(leaf: Any) -> bool:
-    return isinstance(leaf, Buffer | jax.Array | jax.ShapeDtypeStruct)
+    return isinstance(leaf, Buffer | jax.Array | np.ndarray | jax.ShapeDtypeStruct)
 
 
 def _is_buffer(name: str) -> bool:

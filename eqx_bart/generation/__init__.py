@@ -1,7 +1,7 @@
-"""Generation: from a model and an input to token ids."""
+"""Generation: from what an encoder says to token ids."""
 
-from .config import GenerationConfig
-from .generate import generate, GenerationOutput
+from .config import GenerationConfig, Settings
+from .greedy import GenerationOutput, greedy_search
 
 
-__all__ = ["GenerationConfig", "GenerationOutput", "generate"]
+__all__ = ["GenerationConfig", "GenerationOutput", "Settings", "greedy_search"]

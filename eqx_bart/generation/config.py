@@ -1,11 +1,12 @@
 """`GenerationConfig`: how `generate` chooses its tokens."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, no_type_check
 
-from ..config import as_id_tuple, BartConfig, read_json, write_json
+from ..config import as_id_tuple, BartConfig, plain_fields, read_json, write_json
 
 
 # HF's settings that change the result and that `generate` does not have yet, with the
@@ -37,6 +38,27 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "token_healing": (False,),
     "dola_layers": (),
 }
+# HF's settings that have no effect on greedy search.
+_INERT = (
+    "cache_implementation",
+    "diversity_penalty",
+    "early_stopping",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "length_penalty",
+    "min_p",
+    "output_attentions",
+    "output_hidden_states",
+    "output_logits",
+    "output_scores",
+    "renormalize_logits",
+    "return_dict_in_generate",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+    "use_cache",
+)
 _DEFAULT_NEW_TOKENS = 20
 _SEVERAL_IDS = ("eos_token_id", "forced_eos_token_id")
 
@@ -46,8 +68,9 @@ _SEVERAL_IDS = ("eos_token_id", "forced_eos_token_id")
 class GenerationConfig:
     """The settings of `generate`, under HF's names.
 
-    Every field is optional, and `None` leaves it to the defaults of the model, then to
-    HF's. Source: HF's `GenerationConfig`.
+    Every field is optional. A config that is given to `generate` leaves what it does not
+    set to the model's own `generation_config`, and that leaves it to HF's defaults.
+    Source: HF's `GenerationConfig`.
 
     **Fields:**
 
@@ -55,7 +78,8 @@ class GenerationConfig:
     - `max_new_tokens`: the same, the start token excluded; it goes before `max_length`.
         With neither, 20 tokens are generated, or as many as the model has positions for.
     - `decoder_start_token_id`: the first token of the result; `bos_token_id` by default.
-    - `eos_token_id`: the token, or tokens, that end a row. `pad_token_id` follows.
+    - `eos_token_id`: the token, or tokens, that end a row.
+    - `pad_token_id`: what fills a row behind its end; the first `eos_token_id` by default.
     - `forced_bos_token_id`: the token that comes second, behind the start.
     - `forced_eos_token_id`: the token at `max_length`, if a row gets there.
     - `extra`: HF's other settings, kept so that they can be written back. `generate`
@@ -75,21 +99,20 @@ class GenerationConfig:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
-        for name in _SEVERAL_IDS:
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        plain_fields(self)
+        object.__setattr__(self, "extra", copy.deepcopy(dict(self.extra)))
         for name in ("max_length", "max_new_tokens"):
-            self._check_int(name, getattr(self, name), least=1)
+            if getattr(self, name) is not None:
+                self._check_int(name, getattr(self, name), least=1)
         for field in dataclasses.fields(self):
             if field.name.endswith("_token_id"):
                 value = getattr(self, field.name)
                 several = isinstance(value, tuple) and field.name in _SEVERAL_IDS
                 for token_id in value if several else (value,):
-                    self._check_int(field.name, token_id, least=0)
+                    if token_id is not None or several:
+                        self._check_int(field.name, token_id, least=0)
 
     def _check_int(self, name: str, value: Any, *, least: int) -> None:
-        if value is None:
-            return
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(
                 f"GenerationConfig: {name} must be an integer, {least} or more; it is "
@@ -111,8 +134,7 @@ class GenerationConfig:
         values = config.to_dict()
         if values.get("force_bos_token_to_be_generated"):
             values.setdefault("forced_bos_token_id", config.bos_token_id)
-        names = {field.name for field in dataclasses.fields(cls)} | _NEUTRAL.keys()
-        return cls.from_dict({k: v for k, v in values.items() if k in names - {"extra"}})
+        return cls.from_dict({k: v for k, v in values.items() if k in cls._names()})
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of this config's `generation_config.json`."""
@@ -146,15 +168,23 @@ class GenerationConfig:
 
         **Raises** `TypeError` if an override is not a setting of HF's.
         """
-        names = {field.name for field in dataclasses.fields(self)} - {"extra"}
-        unknown = overrides.keys() - names - _NEUTRAL.keys()
-        if unknown:
+        if unknown := overrides.keys() - self._names():
             raise TypeError(
                 f"generate has no setting {', '.join(sorted(unknown))}; GenerationConfig "
                 f"lists those that it has."
             )
-        values = {**self.to_dict(), **(other.to_dict() if other else {})}
-        return type(self).from_dict({**values, **overrides})
+        values = self.to_dict()
+        for update in ({} if other is None else other.to_dict(), overrides):
+            if update.get("max_length") is not None:
+                values.pop("max_new_tokens", None)
+            values |= update
+        return type(self).from_dict(values)
+
+    @classmethod
+    def _names(cls) -> set[str]:
+        """The names of all of HF's settings that are known here."""
+        fields = {field.name for field in dataclasses.fields(cls)} - {"extra"}
+        return fields | _NEUTRAL.keys() | set(_INERT)
 
     def settle(self, prompt_length: int, config: BartConfig) -> "Settings":
         """These settings with all defaults filled in, for a prompt of this length.
@@ -191,14 +221,15 @@ class GenerationConfig:
         )
 
     def _refuse_unsupported(self) -> None:
-        for name, neutral in _NEUTRAL.items():
-            value = self.extra.get(name)
-            if value is not None and value not in neutral:
-                hint = f": pass {name}={neutral[0]!r} to do without it" if neutral else ""
-                raise ValueError(
-                    f"generate does not support {name}={value!r} and will not ignore it"
-                    f"{hint}."
-                )
+        values = {k: v for k, v in self.extra.items() if k in _NEUTRAL and v is not None}
+        refused = {k: v for k, v in values.items() if v not in _NEUTRAL[k]}
+        if refused:
+            given = ", ".join(f"{k}={v!r}" for k, v in refused.items())
+            without = ", ".join(f"{k}={next(iter(_NEUTRAL[k]), None)!r}" for k in refused)
+            raise ValueError(
+                f"generate does not support {given} and will not ignore it: pass {without} "
+                "to do without."
+            )
 
     def _max_length(self, prompt_length: int, limit: int) -> int:
         if self.max_new_tokens is not None:
