@@ -54,17 +54,16 @@ def load_weights(
     stored = _match(template, shapes, tensors, key)
     dtype = _floating_dtype(dtype)
     arrays = {
-        name: _from_tensor(tensor, shapes[name], rule_for(name).layout, dtype)
+        name: _from_tensor(name, tensor, shapes[name], dtype)
         for name, tensor in stored.items()
     }
     dtype = dtype or next((x.dtype for x in arrays.values()), jnp.float32)
-    missing = [name for name in shapes if name not in arrays]
-    arrays |= _draw_heads(build, [n for n in missing if not _is_buffer(n)], dtype, key)
-    arrays |= {
-        name: Buffer(jnp.zeros(shapes[name].bits.shape, dtype))
-        for name in missing
-        if _is_buffer(name)
-    }
+    absent = {name: rule_for(name).absent for name in shapes if name not in arrays}
+    heads = [name for name, meaning in absent.items() if meaning is Absent.NEW_HEAD]
+    arrays |= _draw_heads(build, heads, dtype, key)
+    for name, meaning in absent.items():
+        if meaning is Absent.ZEROS:
+            arrays[name] = Buffer(jnp.zeros(shapes[name].bits.shape, dtype))
     leaves = [arrays.get(canonical(n), x) for n, x in _named_leaves(template)]
     return jtu.tree_unflatten(jtu.tree_structure(template, is_leaf=_is_weight), leaves)
 
@@ -188,10 +187,10 @@ def _draw_heads(
     return draw(key)
 
 
-def _from_tensor(tensor: StoredTensor, leaf: Any, layout: Layout, dtype: Any) -> Any:
-    value = tensor.load()
+def _from_tensor(name: str, tensor: StoredTensor, leaf: Any, dtype: Any) -> Any:
+    value, layout = tensor.load(), rule_for(name).layout
     if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise CheckpointError(f"A weight is stored as {value.dtype}, not as floats.")
+        raise CheckpointError(f"{name} is stored as {value.dtype}, not as floats.")
     if jax.dtypes.canonicalize_dtype(dtype or value.dtype) != (dtype or value.dtype):
         raise CheckpointError(
             f"Weights of {dtype or value.dtype} need JAX's 64-bit mode: enable "
@@ -206,15 +205,16 @@ def _from_tensor(tensor: StoredTensor, leaf: Any, layout: Layout, dtype: Any) ->
 
 def _fit_width(bias: np.ndarray, width: int) -> np.ndarray:
     """`final_logits_bias` cut or padded to the vocabulary, as HF does when it resizes."""
-    if bias.shape[-1] == width:
+    bias = bias.reshape(1, -1)
+    if bias.shape[1] == width:
         return bias
     warnings.warn(
-        f"final_logits_bias is {bias.shape[-1]} wide and the vocabulary {width}: it is "
+        f"final_logits_bias is {bias.shape[1]} wide and the vocabulary {width}: it is "
         "cut, or padded with zeros.",
         stacklevel=2,
     )
     fitted = np.zeros((1, width), bias.dtype)
-    fitted[:, : bias.shape[-1]] = bias[..., :width]
+    fitted[:, : bias.shape[1]] = bias[:, :width]
     return fitted
 
 
@@ -232,7 +232,3 @@ def _named_leaves(model: Any) -> list[tuple[str, Any]]:
 
 def _is_weight(leaf: Any) -> bool:
     return isinstance(leaf, Buffer | jax.Array | np.ndarray | jax.ShapeDtypeStruct)
-
-
-def _is_buffer(name: str) -> bool:
-    return rule_for(name).layout is Layout.BUFFER
