@@ -128,6 +128,8 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _load_tokenizer(directory: Path) -> Any:
+    # Else it advises those who have no PyTorch to install it.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
     # Where there is neither, transformers makes up a tokenizer that knows nothing.
