@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from .checkpoint import BUILTIN_MODEL
-from .generation import GenerationConfig
 from .heads import BartForConditionalGeneration
 
 
@@ -114,14 +113,14 @@ def _device(platform: str | None) -> contextlib.AbstractContextManager[Any]:
 def _generate(args: argparse.Namespace) -> None:
     model = BartForConditionalGeneration.from_pretrained(args.model)
     tokenizer = _load_tokenizer(args.model)
-    config = _generation_config(model, dict(args.settings))
+    settings = _checked_settings(model, dict(args.settings))
     texts = args.inputs or _read_lines(args.input)
     total = len(texts) if isinstance(texts, list) else None
     with _progress(is_long=total is None or total > args.batch_size) as progress:
         task = progress.add_task("generating", total=total)
         for batch in _batched(enumerate(texts, 1), args.batch_size):
             rows = [_encode(tokenizer, model, number, text) for number, text in batch]
-            outputs = _answer(model, tokenizer, rows, config)
+            outputs = _answer(model, tokenizer, rows, settings)
             for (_, text), output in zip(batch, outputs, strict=True):
                 print(_format(text, output, as_json=args.json), flush=True)
             progress.advance(task, len(batch))
@@ -138,13 +137,14 @@ def _load_tokenizer(directory: Path) -> Any:
     return AutoTokenizer.from_pretrained(directory, local_files_only=True)
 
 
-def _generation_config(
+def _checked_settings(
     model: BartForConditionalGeneration, settings: dict[str, Any]
-) -> GenerationConfig:
+) -> dict[str, Any]:
     try:
-        return model.generation_config.updated(None, settings)
+        model.generation_config.updated(None, settings)
     except TypeError as error:
         raise InputError(str(error)) from error
+    return settings
 
 
 def _read_lines(file: str) -> Iterable[str]:
@@ -201,7 +201,7 @@ def _answer(
     model: BartForConditionalGeneration,
     tokenizer: Any,
     rows: list[list[int]],
-    config: GenerationConfig,
+    settings: dict[str, Any],
 ) -> list[str]:
     """What the model makes of the rows, in a batch that is padded to a usual shape."""
     length = -(-max(map(len, rows)) // _LENGTH_STEP) * _LENGTH_STEP
@@ -215,7 +215,7 @@ def _answer(
         row = rows[min(i, len(rows) - 1)]
         input_ids[i, : len(row)] = row
         attention_mask[i, : len(row)] = True
-    sequences = model.generate(input_ids, attention_mask, config).sequences
+    sequences = model.generate(input_ids, attention_mask, **settings).sequences
     sequences = np.asarray(sequences)[: len(rows)]
     texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
     return [text.strip() for text in texts]

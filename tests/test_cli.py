@@ -46,6 +46,9 @@ def test_standard_input_and_settings(capsys, monkeypatch):
     status, out, _ = run(capsys, "--set", "max_new_tokens=3", "--device", "cpu")
     assert status == 0
     assert len(out.split("\t")[1].split()) == 2
+    free = ("--set", "max_new_tokens=3", "--set", "forced_eos_token_id=null")
+    _, out, _ = run(capsys, *free, "phonology")
+    assert len(out.split("\t")[1].split()) == 3
 
 
 @pytest.mark.parametrize(
