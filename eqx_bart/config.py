@@ -39,7 +39,8 @@ _TOKEN_IDS = (
     "decoder_start_token_id",
     "forced_eos_token_id",
 )
-_SEVERAL_IDS = ("eos_token_id", "forced_eos_token_id")
+#: The settings that may be one token id or several.
+SEVERAL_IDS = ("eos_token_id", "forced_eos_token_id")
 _PROBLEM_TYPES = (
     "regression",
     "single_label_classification",
@@ -171,7 +172,7 @@ class BartConfig:
             _check(
                 self,
                 name,
-                lambda v, name=name: self._is_token_id(v, several=name in _SEVERAL_IDS),
+                lambda v, name=name: self._is_token_id(v, several=name in SEVERAL_IDS),
                 f"be an id below vocab_size={self.vocab_size}, or none",
             )
         _check(
@@ -243,7 +244,7 @@ class BartConfig:
         values["id2label"] = {str(i): label for i, label in enumerate(labels)}
         values["label2id"] = _inverse(labels)
         del values["num_labels"]
-        for name in _SEVERAL_IDS:
+        for name in SEVERAL_IDS:
             if isinstance(values[name], tuple):
                 values[name] = list(values[name])
         return {"model_type": "bart", **values, **extra}

@@ -16,6 +16,9 @@ from .checks import ArrayLike, check_range
 #: The row of the position table that holds position 0, a relic of fairseq's padding.
 POSITION_OFFSET = 2
 
+#: What keeps a layer norm from dividing by zero.
+LAYER_NORM_EPS = 1e-5
+
 
 def split_key(key: PRNGKeyArray | None, num: int) -> list[PRNGKeyArray | None]:
     """`num` keys from `key`, or `num` times `None` from `None`."""
@@ -67,29 +70,27 @@ class LayerNorm(eqx.Module):
 
     weight: Float[Array, " d_model"]
     bias: Float[Array, " d_model"]
-    eps: float = eqx.field(static=True)
 
-    def __init__(self, d_model: int, *, eps: float = 1e-5):
+    def __init__(self, d_model: int):
         self.weight = jnp.ones(d_model)
         self.bias = jnp.zeros(d_model)
-        self.eps = eps
 
     def __call__(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_model"]:
-        return layer_norm(x, self.weight, self.bias, eps=self.eps)
+        return layer_norm(x, self.weight, self.bias)
 
 
 def layer_norm(
     x: Float[Array, "*batch d_model"],
     weight: Float[Array, " d_model"],
     bias: Float[Array, " d_model"],
-    *,
-    eps: float,
 ) -> Float[Array, "*batch d_model"]:
     """See `LayerNorm`."""
     y = x.astype(_at_least_float32(x))
     centred = y - jnp.mean(y, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + eps) * weight + bias).astype(x.dtype)
+    return (centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS) * weight + bias).astype(
+        x.dtype
+    )
 
 
 class Embedding(eqx.Module):

@@ -16,6 +16,7 @@ from .weights import load_weights, to_tensors
 BUILTIN_MODEL = Path(__file__).parents[1] / "g2p"
 
 
+# In place of `Self`, which beartype does not know in a method.
 Model = TypeVar("Model", bound="PretrainedModel")
 
 

@@ -68,7 +68,7 @@ def _read_file(file: Path) -> dict[str, StoredTensor]:
                 tuple(handle.get_slice(name).get_shape()),
                 lambda name=name: handle.get_tensor(name),
             )
-            for name in handle.keys()  # noqa: SIM118
+            for name in handle.keys()  # noqa: SIM118, it cannot be iterated itself
         }
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{file} is not a safetensors file: {error}") from error

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, no_type_check
 
-from ..config import as_id_tuple, BartConfig, plain_fields, read_json, write_json
+from ..config import (
+    as_id_tuple,
+    BartConfig,
+    plain_fields,
+    read_json,
+    SEVERAL_IDS,
+    write_json,
+)
 
 
 # HF's settings that change the result and that `generate` does not have yet, with the
@@ -60,7 +67,6 @@ _INERT = (
     "use_cache",
 )
 _DEFAULT_NEW_TOKENS = 20
-_SEVERAL_IDS = ("eos_token_id", "forced_eos_token_id")
 
 
 @no_type_check  # __post_init__ gives better messages
@@ -107,7 +113,7 @@ class GenerationConfig:
         for field in dataclasses.fields(self):
             if field.name.endswith("_token_id"):
                 value = getattr(self, field.name)
-                several = isinstance(value, tuple) and field.name in _SEVERAL_IDS
+                several = isinstance(value, tuple) and field.name in SEVERAL_IDS
                 for token_id in value if several else (value,):
                     if token_id is not None or several:
                         self._check_int(field.name, token_id, least=0)
