@@ -9,7 +9,13 @@ with _install_import_hook("eqx_bart", "beartype.beartype"):
     from .cache import BartCache, KeyValues
     from .checkpoint import BUILTIN_MODEL, CheckpointError
     from .config import BartConfig
-    from .generation import GenerationConfig, GenerationOutput
+    from .generation import (
+        GenerationConfig,
+        GenerationOutput,
+        GenerationState,
+        LogitsProcessor,
+        PrefixConstrainedLogitsProcessor,
+    )
     from .heads import (
         BartForCausalLM,
         BartForConditionalGeneration,
@@ -43,7 +49,10 @@ __all__ = [
     "CheckpointError",
     "GenerationConfig",
     "GenerationOutput",
+    "GenerationState",
     "KeyValues",
+    "LogitsProcessor",
+    "PrefixConstrainedLogitsProcessor",
     "Seq2SeqLMOutput",
     "Seq2SeqModelOutput",
     "Seq2SeqQuestionAnsweringModelOutput",

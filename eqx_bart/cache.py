@@ -26,6 +26,19 @@ class KeyValues(eqx.Module):
         return jax.tree.map(write, self, new)
 
 
+def check_max_length(max_length: int, config: BartConfig) -> int:
+    """`max_length`, if a model of this config has positions for so many tokens.
+
+    **Raises** `ValueError` if not, or if it is less than 1.
+    """
+    if not 1 <= max_length <= config.max_position_embeddings:
+        raise ValueError(
+            f"A cache of max_length={max_length} tokens does not fit the model: it "
+            f"has max_position_embeddings={config.max_position_embeddings}."
+        )
+    return max_length
+
+
 class BartCache(eqx.Module):
     """Everything that decoding remembers between calls.
 
@@ -62,14 +75,8 @@ class BartCache(eqx.Module):
     ):
         """An empty cache.
 
-        **Raises** `ValueError` if `max_length` is more than the model has positions, or
-        less than 1, or if the encoder's states and mask do not fit one another.
+        **Raises** `ValueError` if the encoder's states and mask do not fit one another.
         """
-        if not 1 <= max_length <= config.max_position_embeddings:
-            raise ValueError(
-                f"A cache of max_length={max_length} tokens does not fit the model: it "
-                f"has max_position_embeddings={config.max_position_embeddings}."
-            )
         for key_values in cross_attention:
             states_shape = (key_values.keys.shape[0], key_values.keys.shape[2])
             mask = encoder_attention_mask

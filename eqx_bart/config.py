@@ -277,15 +277,16 @@ class BartConfig:
 
 
 def plain_fields(config: Any) -> None:
-    """Turns the fields of a frozen dataclass from NumPy's integers into Python's, and from
+    """Turns the fields of a frozen dataclass from NumPy's numbers into Python's, and from
     lists into tuples."""
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, list | tuple):
-            value = tuple(int(v) if isinstance(v, np.integer) else v for v in value)
-        elif isinstance(value, np.integer):
-            value = int(value)
-        object.__setattr__(config, field.name, value)
+        object.__setattr__(config, field.name, _plain(getattr(config, field.name)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_plain(v) for v in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def as_id_tuple(ids: int | tuple[int, ...] | None) -> tuple[int, ...]:

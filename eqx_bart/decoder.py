@@ -188,13 +188,35 @@ class BartDecoder(eqx.Module):
 
         That the cache fits them is for the caller to see to; see `BartCache.check`.
         """
-        num_tokens = inputs_embeds.shape[1]
         if attention_mask is not None:
             cache = cache.mask_tokens(attention_mask)
-        outputs, self_attention = self._run(
+        return self.extend(
             inputs_embeds,
             self._positions(inputs_embeds, cache.length, position_ids),
-            cache.mask(num_tokens),
+            cache,
+            cache.mask(inputs_embeds.shape[1]),
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            key=key,
+        )
+
+    def extend(
+        self,
+        inputs_embeds: Float[Array, "batch new d_model"],
+        positions: Float[Array, "#batch new d_model"],
+        cache: BartCache,
+        mask: Bool[Array, "#batch 1 new slots"],
+        *,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[BaseModelOutputWithCrossAttentions, BartCache]:
+        """`step` with the embeddings of positions, and with a mask over the slots of the
+        cache, which says what each of the new tokens attends to."""
+        outputs, self_attention = self._run(
+            inputs_embeds,
+            positions,
+            mask,
             cache.cross_attention,
             cache.encoder_attention_mask,
             cache,
@@ -202,7 +224,7 @@ class BartDecoder(eqx.Module):
             output_hidden_states=output_hidden_states,
             key=key,
         )
-        return outputs, cache.advance(self_attention, num_tokens)
+        return outputs, cache.advance(self_attention, inputs_embeds.shape[1])
 
     def _positions(
         self,

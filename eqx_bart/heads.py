@@ -2,20 +2,29 @@
 answering, and, from the decoder alone, causal language modelling."""
 
 import abc
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Generic, overload, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
-from .cache import BartCache
+from .cache import BartCache, check_max_length
 from .checkpoint import PretrainedModel
-from .checks import ArrayLike, check_range, error_if, Mask
-from .config import BartConfig
+from .checks import ArrayLike, error_if, Mask
+from .config import as_id_tuple, BartConfig
 from .decoder import BartDecoder
-from .generation import GenerationConfig, GenerationOutput, greedy_search, Settings
+from .generation import (
+    GenerationCall,
+    GenerationConfig,
+    GenerationInputs,
+    GenerationMixin,
+    GenerationOutput,
+    LogitsProcessor,
+)
+from .generation.inputs import align_left, encoder_mask, masked_ids, with_start_token
 from .layers import Buffer, dot, Embedding, Linear, split_key
 from .model import BartModel, embed_inputs, token_embedding
 from .outputs import (
@@ -226,7 +235,7 @@ def _seq2seq_states(outputs: Seq2SeqModelOutput) -> dict[str, Any]:
 
 
 class BartForConditionalGeneration(
-    Seq2SeqModel[Seq2SeqLMOutput, CausalLMOutputWithCrossAttentions]
+    Seq2SeqModel[Seq2SeqLMOutput, CausalLMOutputWithCrossAttentions], GenerationMixin
 ):
     """BART with a language-modelling head, for summarisation, translation and the like.
 
@@ -260,15 +269,6 @@ class BartForConditionalGeneration(
             config
         )
 
-    @classmethod
-    def _read_settings(cls, directory: Path) -> dict[str, Any]:
-        if not (directory / "generation_config.json").is_file():
-            return {}
-        return {"generation_config": GenerationConfig.from_pretrained(directory)}
-
-    def _write_settings(self, directory: Path) -> None:
-        self.generation_config.save_pretrained(directory)
-
     def _logits(
         self, hidden_states: Float[Array, "batch length d_model"]
     ) -> Float[Array, "batch length vocab"]:
@@ -290,62 +290,116 @@ class BartForConditionalGeneration(
     ) -> CausalLMOutputWithCrossAttentions:
         return _causal_lm_output(outputs, self._logits(outputs.last_hidden_state))
 
-    def step(
-        self, tokens: Integer[Array, "batch new"], cache: BartCache
-    ) -> tuple[Float[Array, "batch new vocab"], BartCache]:
-        """`decode` for a loop that knows its tokens to be in the vocabulary and to fit
-        the cache: the logits and the next cache, and no checks."""
-        embed_tokens = self.model.decoder.embed_tokens or self.model.shared
-        outputs, cache = self.model.decoder.step(embed_tokens.lookup(tokens), cache)
-        return self._logits(outputs.last_hidden_state), cache
+    @property
+    def _decoder(self) -> BartDecoder:
+        return self.model.decoder
+
+    @property
+    def _decoder_embed_tokens(self) -> Embedding:
+        return self.model.decoder.embed_tokens or self.model.shared
+
+    def _encoded(self, inputs: GenerationInputs) -> GenerationInputs:
+        if inputs.encoder_hidden_states is not None:
+            return inputs
+        input_ids, offset = align_left(jnp.asarray(inputs.input_ids))
+        mask = input_ids >= 0
+        embed_tokens = self.model.encoder.embed_tokens or self.model.shared
+        inputs_embeds = embed_tokens.lookup(jnp.maximum(input_ids, 0))
+        states = self.encode(None, mask, inputs_embeds=inputs_embeds).last_hidden_state
+        return GenerationInputs(inputs.prompt, input_ids, states, mask, offset)
 
     def generate(
         self,
-        input_ids: Integer[ArrayLike, "batch source"],
+        input_ids: Integer[ArrayLike, "batch source"] | None = None,
         attention_mask: Mask[ArrayLike, "batch source"] | None = None,
         generation_config: GenerationConfig | None = None,
+        *,
+        encoder_outputs: BaseModelOutput | None = None,
+        decoder_input_ids: Integer[ArrayLike, "batch prompt"] | None = None,
+        decoder_attention_mask: Mask[ArrayLike, "batch prompt"] | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        key: PRNGKeyArray | None = None,
         **overrides: Any,
     ) -> GenerationOutput:
-        """Generates token ids from `input_ids`, with greedy search.
+        """Generates token ids from `input_ids`: greedy search, sampling, beam search or
+        beam sampling, as the settings say.
 
-        The encoder and the whole loop are one compiled program, for each shape of the
-        input and each setting.
+        The encoder and the whole loop are one compiled program. Outside of `jit`, rows and
+        tokens are padded to a power of two, so that inputs of many shapes share a few
+        programs; inside, everything is as it is given. A row's answer depends neither on
+        its neighbours nor on its padding, on whichever side.
 
         **Arguments:**
 
-        - `input_ids`, `attention_mask`: as `encode` takes them.
+        - `input_ids`, `attention_mask`: as `encode` takes them. Padding before a row does
+            not count as positions: the row is read as if it stood alone.
         - `generation_config`: settings that go before those of the model's own.
-        - `overrides`: settings by name that go before both, `max_new_tokens=20` say.
+        - `encoder_outputs`: of `encode`, instead of `input_ids`, or beside them where a
+            setting needs both.
+        - `decoder_input_ids`, `decoder_attention_mask`: what the answers begin with, the
+            start token alone by default. Outside of `jit` the start token is put before
+            them if no row begins with it, as in HF.
+        - `logits_processors`: processors of your own, which apply behind those of the
+            settings and before the warpers of sampling.
+        - `key`: for sampling. A row draws by the key, its tokens and, among rows that are
+            alike, its number.
+        - `overrides`: settings by name that go before all others, `num_beams=4` say.
 
         **Returns** the `GenerationOutput`.
 
-        **Raises** `ValueError` if an id is outside the vocabulary, or if a setting is
-        impossible for this model or not supported; `TypeError` if there is no such
-        setting. Source: HF's `GenerationMixin.generate`.
+        **Raises** `ValueError` if an id is outside the vocabulary, if a mask leaves nothing
+        of a row, or if a setting is impossible for this model,
+        contradicts another, or is not supported; `TypeError` if there is no such setting.
+        Source: HF's `GenerationMixin.generate`.
         """
-        config = self.generation_config.updated(generation_config, overrides)
-        settings = config.settle(1, self.config)
-        input_ids = check_range(
-            input_ids, self.config.vocab_size, "input_ids", "the vocabulary"
+        return self._generate(
+            self._generation_call(
+                input_ids,
+                attention_mask,
+                generation_config,
+                encoder_outputs=encoder_outputs,
+                decoder_input_ids=decoder_input_ids,
+                decoder_attention_mask=decoder_attention_mask,
+                logits_processors=logits_processors,
+                key=key,
+                **overrides,
+            )
         )
-        return _generate(self, input_ids, attention_mask, settings)
 
-
-@eqx.filter_jit
-def _generate(
-    model: BartForConditionalGeneration,
-    input_ids: Integer[Array, "batch source"],
-    attention_mask: Mask[ArrayLike, "batch source"] | None,
-    settings: Settings,
-) -> GenerationOutput:
-    """`generate`, with ids that have been checked, so that the program needs no callback
-    and JAX's compilation cache can keep it."""
-    embed_tokens = model.model.encoder.embed_tokens or model.model.shared
-    encoder_outputs = model.encode(
-        attention_mask=attention_mask, inputs_embeds=embed_tokens.lookup(input_ids)
-    )
-    cache = model.init_cache(encoder_outputs, settings.max_length - 1, attention_mask)
-    return greedy_search(model.step, cache, settings)
+    def _generation_call(
+        self,
+        input_ids: Integer[ArrayLike, "batch source"] | None = None,
+        attention_mask: Mask[ArrayLike, "batch source"] | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        encoder_outputs: BaseModelOutput | None = None,
+        decoder_input_ids: Integer[ArrayLike, "batch prompt"] | None = None,
+        decoder_attention_mask: Mask[ArrayLike, "batch prompt"] | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        key: PRNGKeyArray | None = None,
+        **overrides: Any,
+    ) -> GenerationCall:
+        config = self.generation_config.updated(generation_config, overrides)
+        start, vocab_size = config.start_token_id, self.config.vocab_size
+        states, mask = None, None
+        if encoder_outputs is not None:
+            states = encoder_outputs.last_hidden_state
+            mask = encoder_mask(states, attention_mask, "attention_mask")
+        if input_ids is not None:
+            names = ("input_ids", "attention_mask")
+            input_ids = masked_ids(input_ids, attention_mask, vocab_size, names)
+        source = input_ids if states is None else states
+        if source is None:
+            raise ValueError("generate needs input_ids or encoder_outputs.")
+        if decoder_input_ids is None:
+            prompt = np.full((source.shape[0], 1), start, np.int32)
+        else:
+            names = ("decoder_input_ids", "decoder_attention_mask")
+            mask_of_prompt = decoder_attention_mask
+            prompt = masked_ids(decoder_input_ids, mask_of_prompt, vocab_size, names)
+            prompt = with_start_token(prompt, start)
+        inputs = GenerationInputs(prompt, input_ids, states, mask)
+        return self._checked_call(inputs, config, logits_processors, key)
 
 
 class ClassificationHead(eqx.Module):
@@ -492,27 +546,41 @@ class BartDecoderWrapper(eqx.Module):
     decoder: BartDecoder
 
 
-class BartForCausalLM(PretrainedModel):
+class BartForCausalLM(GenerationMixin):
     """BART's decoder with a language-modelling head, with or without an encoder's states.
 
     `lm_head` is `None` where it is tied to `model.decoder.embed_tokens`.
-    Source: HF's `BartForCausalLM`.
+    `generation_config` has the defaults of `generate`. Source: HF's `BartForCausalLM`.
     """
 
     model: BartDecoderWrapper
     lm_head: Linear | None
     config: BartConfig = eqx.field(static=True)
+    generation_config: GenerationConfig = eqx.field(static=True)
 
-    def __init__(self, config: BartConfig, *, key: PRNGKeyArray):
+    def __init__(
+        self,
+        config: BartConfig,
+        generation_config: GenerationConfig | None = None,
+        *,
+        key: PRNGKeyArray,
+    ):
         """Draws the weights at random; see `BartModel`."""
         decoder_key, embed_key, head_key = jax.random.split(key, 3)
         embed_tokens = token_embedding(config, key=embed_key)
         self.model = BartDecoderWrapper(BartDecoder(config, embed_tokens, key=decoder_key))
         self.lm_head = _new_lm_head(config, key=head_key)
         self.config = config
+        self.generation_config = generation_config or GenerationConfig.from_model_config(
+            config
+        )
 
     @property
-    def _embed_tokens(self) -> Embedding:
+    def _decoder(self) -> BartDecoder:
+        return self.model.decoder
+
+    @property
+    def _decoder_embed_tokens(self) -> Embedding:
         embed_tokens = self.model.decoder.embed_tokens
         assert embed_tokens is not None
         return embed_tokens
@@ -532,10 +600,10 @@ class BartForCausalLM(PretrainedModel):
         return BartCache(
             self.config,
             batch_size,
-            max_length,
+            check_max_length(max_length, self.config),
             cross_attention,
             None if mask is None else jnp.asarray(mask, bool),
-            dtype=self._embed_tokens.weight.dtype,
+            dtype=self._decoder_embed_tokens.weight.dtype,
         )
 
     def decode(
@@ -555,7 +623,7 @@ class BartForCausalLM(PretrainedModel):
         The arguments, the results and the errors are those of `BartModel.decode`.
         """
         inputs_embeds = embed_inputs(
-            self._embed_tokens, input_ids, inputs_embeds, "input_ids"
+            self._decoder_embed_tokens, input_ids, inputs_embeds, "input_ids"
         )
         outputs, cache = self.model.decoder.step(
             inputs_embeds,
@@ -591,7 +659,7 @@ class BartForCausalLM(PretrainedModel):
                 "There is an encoder_attention_mask but no encoder_hidden_states."
             )
         inputs_embeds = embed_inputs(
-            self._embed_tokens, input_ids, inputs_embeds, "input_ids"
+            self._decoder_embed_tokens, input_ids, inputs_embeds, "input_ids"
         )
         outputs = self.model.decoder(
             inputs_embeds,
@@ -608,6 +676,71 @@ class BartForCausalLM(PretrainedModel):
     def _output(
         self, outputs: BaseModelOutputWithCrossAttentions
     ) -> CausalLMOutputWithCrossAttentions:
-        return _causal_lm_output(
-            outputs, _lm_logits(outputs.last_hidden_state, self.lm_head, self._embed_tokens)
+        return _causal_lm_output(outputs, self._logits(outputs.last_hidden_state))
+
+    def _logits(
+        self, hidden_states: Float[Array, "batch length d_model"]
+    ) -> Float[Array, "batch length vocab"]:
+        return _lm_logits(hidden_states, self.lm_head, self._decoder_embed_tokens)
+
+    def generate(
+        self,
+        input_ids: Integer[ArrayLike, "batch prompt"],
+        attention_mask: Mask[ArrayLike, "batch prompt"] | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        encoder_hidden_states: Float[ArrayLike, "batch source d_model"] | None = None,
+        encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        key: PRNGKeyArray | None = None,
+        **overrides: Any,
+    ) -> GenerationOutput:
+        """Continues `input_ids`; see `BartForConditionalGeneration.generate`.
+
+        **Arguments:**
+
+        - `input_ids`, `attention_mask`: the prompt. Without a mask, `pad_token_id` is
+            padding, unless it is an `eos_token_id` too, as in HF.
+        - `encoder_hidden_states`, `encoder_attention_mask`: what the decoder attends to,
+            if it is to attend to anything.
+        - the others, results and errors: as there. Settings about the source are about
+            the prompt here, as in HF.
+        """
+        return self._generate(
+            self._generation_call(
+                input_ids,
+                attention_mask,
+                generation_config,
+                encoder_hidden_states=encoder_hidden_states,
+                encoder_attention_mask=encoder_attention_mask,
+                logits_processors=logits_processors,
+                key=key,
+                **overrides,
+            )
         )
+
+    def _generation_call(
+        self,
+        input_ids: Integer[ArrayLike, "batch prompt"],
+        attention_mask: Mask[ArrayLike, "batch prompt"] | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        encoder_hidden_states: Float[ArrayLike, "batch source d_model"] | None = None,
+        encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        key: PRNGKeyArray | None = None,
+        **overrides: Any,
+    ) -> GenerationCall:
+        config = self.generation_config.updated(generation_config, overrides)
+        pad = config.pad_token_id
+        if attention_mask is None and pad not in (None, *as_id_tuple(config.eos_token_id)):
+            attention_mask = input_ids != pad
+        names = ("input_ids", "attention_mask")
+        prompt = masked_ids(input_ids, attention_mask, self.config.vocab_size, names)
+        mask = None
+        if encoder_hidden_states is not None:
+            mask = encoder_mask(
+                encoder_hidden_states, encoder_attention_mask, "encoder_attention_mask"
+            )
+        inputs = GenerationInputs(prompt, prompt, encoder_hidden_states, mask)
+        return self._checked_call(inputs, config, logits_processors, key)

@@ -170,6 +170,12 @@ class LearnedPositionalEmbedding(eqx.Module):
         position_ids = check_range(
             position_ids, self.max_positions, name, "the position table"
         )
+        return self.lookup(position_ids)
+
+    def lookup(
+        self, position_ids: Integer[Array, "#batch length"]
+    ) -> Float[Array, "#batch length d_model"]:
+        """`__call__` for positions that are known to be inside the table."""
         return _rows(self.weight, position_ids + POSITION_OFFSET)
 
     def span(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
-from .cache import BartCache
+from .cache import BartCache, check_max_length
 from .checkpoint import PretrainedModel
 from .checks import ArrayLike, as_indices, Mask
 from .config import BartConfig
@@ -160,7 +160,7 @@ class BartModel(PretrainedModel):
         return BartCache(
             self.config,
             states.shape[0],
-            max_length,
+            check_max_length(max_length, self.config),
             self.decoder.cross_attention(states),
             None if attention_mask is None else jnp.asarray(attention_mask, bool),
             dtype=states.dtype,

@@ -70,7 +70,7 @@ def test_legacy_names():
 
 
 def test_settings_by_name_go_before_those_of_the_config():
-    config = eb.GenerationConfig(max_new_tokens=9, pad_token_id=1, extra={"num_beams": 4})
+    config = eb.GenerationConfig(max_new_tokens=9, pad_token_id=1, num_beams=4)
     updated = config.updated(eb.GenerationConfig(bos_token_id=0), {"num_beams": 1})
     assert updated.to_dict() == {
         "max_new_tokens": 9,
@@ -79,7 +79,7 @@ def test_settings_by_name_go_before_those_of_the_config():
         "num_beams": 1,
     }
     assert config.updated(None, {"max_length": 4}).max_new_tokens is None
-    assert config.updated(None, {"temperature": 0.5}).extra["temperature"] == 0.5
+    assert config.updated(None, {"temperature": 0.5}).temperature == 0.5
     with pytest.raises(TypeError, match="no setting temprature"):
         config.updated(None, {"temprature": 0.5})
 
@@ -178,7 +178,7 @@ def test_generation_settings_of_an_old_config(shared_data):
     config = eb.BartConfig.from_pretrained(file)
     generation = eb.GenerationConfig.from_model_config(config)
     assert (generation.max_length, generation.forced_bos_token_id) == (142, 0)
-    assert (generation.extra["num_beams"], generation.extra["length_penalty"]) == (4, 2.0)
+    assert (generation.num_beams, generation.length_penalty) == (4, 2.0)
     old = eb.BartConfig.from_dict({"force_bos_token_to_be_generated": True})
     assert eb.GenerationConfig.from_model_config(old).forced_bos_token_id == 0
 
@@ -188,8 +188,8 @@ def test_generation_settings_of_an_old_config(shared_data):
     [
         ({"max_length": 0}, "max_length must be an integer, 1 or more; it is 0"),
         ({"max_new_tokens": "9"}, "max_new_tokens must be an integer"),
-        ({"pad_token_id": -1}, "pad_token_id must be an integer, 0 or more"),
-        ({"eos_token_id": [2, None, -3]}, "eos_token_id must be an integer"),
+        ({"pad_token_id": -1}, "pad_token_id must be a token id"),
+        ({"eos_token_id": [2, None, -3]}, "eos_token_id must be a token id"),
     ],
 )
 def test_bad_generation_settings_are_named(values, message):

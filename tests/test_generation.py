@@ -18,7 +18,6 @@ from oracle import (
 )
 
 import eqx_bart as eb
-from eqx_bart.heads import _generate
 
 
 @pytest.mark.filterwarnings("ignore:Using the model-agnostic default `max_length`")
@@ -40,18 +39,21 @@ def test_greedy_search(seed):
     ids = random_ids(rng, config, batch, source)
     mask = random_mask(rng, batch, source)
     theirs.generation_config.update(**settings)
-    expected = theirs.generate(
-        torch.from_numpy(ids),
-        attention_mask=torch.from_numpy(mask),
-        do_sample=False,
-        **length,
-    ).numpy()
+    expected = [
+        theirs.generate(
+            torch.from_numpy(row[None, first:]),
+            attention_mask=torch.from_numpy(row_mask[None, first:]),
+            do_sample=False,
+            **length,
+        ).numpy()[0]
+        for row, row_mask, first in zip(ids, mask, np.argmax(mask, axis=1), strict=True)
+    ]
     settings = eb.GenerationConfig.from_dict(theirs.generation_config.to_dict())
     for call in (ours.generate, eqx.filter_jit(ours.generate)):
         sequences = np.asarray(call(ids, mask, settings, **length).sequences)
-        width = expected.shape[1]
-        assert np.array_equal(sequences[:, :width], expected)
-        assert np.all(sequences[:, width:] == config.pad_token_id)
+        for row, answer in zip(sequences, expected, strict=True):
+            assert np.array_equal(row[: len(answer)], answer)
+            assert np.all(row[len(answer) :] == config.pad_token_id)
 
 
 def spell(config, word):
@@ -121,10 +123,8 @@ def test_generating_is_one_program(config, getkey):
 
 def test_the_program_of_generate_has_no_callback(config, getkey):
     model = eqx.nn.inference_mode(eb.BartForConditionalGeneration(config, key=getkey()))
-    settings = model.generation_config.settle(1, config)
-    lowered = _generate.lower(
-        model, jnp.ones((2, 5), int), jnp.ones((2, 5), bool), settings
-    )
+    call = model._generation_call(np.ones((2, 5), int), num_beams=2)
+    lowered = type(model)._run.lower(model, call)
     assert "while" in lowered.as_text()
     assert "callback" not in lowered.as_text()
 
@@ -136,12 +136,28 @@ def test_bad_settings(config, getkey):
         ({"max_length": 13}, "13 tokens .* at most the max_position_embeddings=12"),
         ({"max_new_tokens": 12}, "would make 13 tokens"),
         ({"max_length": 1}, "would make 1 tokens from a start of 1"),
-        ({"num_beams": 4}, "does not support num_beams=4 .*: pass num_beams=1"),
+        ({"guidance_scale": 2}, "does not support guidance_scale=2 .*: pass guidance_sc"),
         (
-            {"num_beams": 4, "no_repeat_ngram_size": 3},
-            "does not support num_beams=4, no_repeat_ngram_size=3",
+            {"num_beam_groups": 4, "token_healing": True},
+            "does not support num_beam_groups=4, token_healing=True",
         ),
-        ({"do_sample": True}, "does not support do_sample=True"),
+        ({"do_sample": True}, "needs a key"),
+        ({"num_beams": 0}, "num_beams must be an integer, 1 or more; it is 0"),
+        (
+            {"num_beams": 2, "num_return_sequences": 3},
+            "num_return_sequences=3 is more than",
+        ),
+        ({"num_return_sequences": 3}, "greedy search has one answer"),
+        ({"min_new_tokens": 5, "max_new_tokens": 4}, "min_new_tokens=5 is more than"),
+        ({"min_length": 9, "max_new_tokens": 4}, "min_length=9 is more than the 5"),
+        ({"temperature": 0.0, "do_sample": True}, "temperature must be above 0"),
+        ({"top_p": 1.5}, r"top_p must lie in \[0, 1\]; it is 1.5"),
+        ({"early_stopping": "always"}, "early_stopping must be true, false or"),
+        ({"suppress_tokens": [2], "forced_eos_token_id": 2}, "suppress_tokens has all of"),
+        ({"bad_words_ids": [[]]}, "bad_words_ids must be a list of lists"),
+        ({"bad_words_ids": [[41]]}, "bad_words_ids=41 is outside the vocabulary"),
+        ({"sequence_bias": [[[1], float("nan")]]}, "sequence_bias must be pairs"),
+        ({"length_penalty": float("inf")}, "length_penalty must be a number"),
         ({"eos_token_id": 41}, "eos_token_id=41 is outside the vocabulary of 41"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,7 +1,20 @@
 """Generation: from what an encoder says to token ids."""
 
-from .config import GenerationConfig, Settings
-from .greedy import GenerationOutput, greedy_search
+from .config import GenerationConfig
+from .inputs import GenerationInputs
+from .logits_process import LogitsProcessor, PrefixConstrainedLogitsProcessor
+from .mixin import GenerationCall, GenerationMixin
+from .output import GenerationOutput
+from .state import GenerationState
 
 
-__all__ = ["GenerationConfig", "GenerationOutput", "Settings", "greedy_search"]
+__all__ = [
+    "GenerationCall",
+    "GenerationConfig",
+    "GenerationInputs",
+    "GenerationMixin",
+    "GenerationOutput",
+    "GenerationState",
+    "LogitsProcessor",
+    "PrefixConstrainedLogitsProcessor",
+]

@@ -1,0 +1,269 @@
+"""Beam search and beam sampling."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Integer, Key
+
+from ..config import as_id_tuple
+from .output import GenerationOutput
+from .state import Decode, GenerationState
+from .top_k import take, top_k
+
+
+#: The score of what may not be chosen, in HF's beam search.
+DEAD = -1e9
+
+
+class Hypotheses(eqx.Module):
+    """Rows with their scores, the best first.
+
+    **Fields:** `input_ids`, `ancestors` as in `GenerationState`; `scores`, summed over the
+    row's tokens or, for rows that have ended, divided by the length penalty; `log_probs`,
+    of each new token, if they are asked for.
+    """
+
+    input_ids: Integer[Array, "batch rows max_length"]
+    ancestors: Integer[Array, "batch rows steps"]
+    scores: Float[Array, "batch rows"]
+    log_probs: Float[Array, "batch rows steps"] | None
+
+    def select(self, rows: Integer[Array, "batch new"]) -> "Hypotheses":
+        """These rows of each input."""
+
+        def select(x: Array) -> Array:
+            index = rows.reshape(rows.shape + (1,) * (x.ndim - 2))
+            return jnp.take_along_axis(x, index, axis=1, mode="promise_in_bounds")
+
+        return jax.tree.map(select, self)
+
+
+class BeamSearchState(GenerationState):
+    """The state of beam search; a row is a beam.
+
+    **Fields** beside those of `GenerationState`:
+
+    - `running_scores`, `running_log_probs`: see `Hypotheses`; the beams that go on.
+    - `finished`: the best rows that have ended; `is_finished`: which of them exist.
+    - `is_settled`: which inputs have their final answer.
+    - `keys`: for beam sampling, what each input draws by.
+
+    Source: HF's `GenerationMixin._beam_search`; length normalisation is that of
+    arXiv:1609.08144, section 7, without its constants.
+    """
+
+    running_scores: Float[Array, "batch rows"]
+    running_log_probs: Float[Array, "batch rows steps"] | None
+    finished: Hypotheses
+    is_finished: Bool[Array, "batch rows"]
+    is_settled: Bool[Array, " batch"]
+    keys: Key[Array, " batch"] | None
+
+    @classmethod
+    def init(
+        cls, fields: dict[str, Any], dtype: jnp.dtype, keys: Key[Array, " batch"] | None
+    ) -> "BeamSearchState":
+        """The state before the first step; see `initial_fields`."""
+        batch, rows, steps = fields["ancestors"].shape
+        log_probs = None
+        if fields["config"].output_token_log_probs:
+            log_probs = jnp.zeros((batch, rows, steps), dtype)
+        # All beams are alike, so that only the first may go on.
+        scores = jnp.full((batch, rows), DEAD, dtype)
+        return cls(
+            **fields,
+            running_scores=scores.at[:, 0].set(0),
+            running_log_probs=log_probs,
+            finished=Hypotheses(
+                fields["input_ids"], fields["ancestors"], scores, log_probs
+            ),
+            is_finished=jnp.zeros((batch, rows), bool),
+            is_settled=jnp.zeros(batch, bool),
+            keys=keys,
+        )
+
+    @property
+    def is_done(self) -> Bool[Array, ""]:
+        return jnp.all(self.is_settled)
+
+    def step(self, decode: Decode) -> "BeamSearchState":
+        logits, cross_attentions, cache = self.decode(decode)
+        scores = self.process(jax.nn.log_softmax(logits))
+        candidates = self._candidates(scores)
+        is_end = self._is_end(candidates)
+        going_on = eqx.tree_at(
+            lambda c: c.scores, candidates, candidates.scores + _dead_if(is_end)
+        )
+        running = going_on.select(
+            jax.lax.top_k(going_on.scores, self.running_scores.shape[1])[1]
+        )
+        finished, is_finished = self._finish(candidates, is_end)
+        settled = self._settle(running, finished, is_finished) | jnp.all(is_end, axis=1)
+        return BeamSearchState(
+            input_ids=running.input_ids,
+            ancestors=running.ancestors,
+            num_new=self.num_new + 1,
+            first=self.first,
+            cache=cache,
+            records=self.record(scores, logits, cross_attentions),
+            source_offset=self.source_offset,
+            processors=self.processors,
+            config=self.config,
+            prompt_length=self.prompt_length,
+            running_scores=running.scores,
+            running_log_probs=running.log_probs,
+            finished=finished,
+            is_finished=is_finished,
+            is_settled=self.is_settled | settled,
+            keys=self.keys,
+        )
+
+    def _candidates(self, scores: Float[Array, "batch rows vocab"]) -> Hypotheses:
+        """The best continuations: so many that `num_beams` of them do not end the row."""
+        batch, rows, vocab = scores.shape
+        count = rows * max(2, 1 + len(as_id_tuple(self.config.eos_token_id)))
+        totals = (scores + self.running_scores[..., None]).reshape(batch, -1)
+        if self.keys is None:
+            values, places = top_k(totals, count)
+        else:  # the largest of Gumbel-perturbed scores are a sample without replacement
+            _, places = top_k(totals + self._noise(self.keys, totals), count)
+            values = take(totals, places)
+        row, token = places // vocab, places % vocab
+        beams = Hypotheses(
+            self.input_ids, self.ancestors, self.running_scores, self.running_log_probs
+        )
+        chosen = beams.select(row)
+        log_probs = chosen.log_probs
+        if log_probs is not None:
+            new = take(scores.reshape(batch, -1), places)
+            log_probs = log_probs.at[:, :, self.num_new].set(new)
+        return Hypotheses(
+            chosen.input_ids.at[:, :, self.length].set(token),
+            chosen.ancestors.at[:, :, self.num_new].set(row),
+            values,
+            log_probs,
+        )
+
+    def _noise(
+        self, keys: Key[Array, " batch"], totals: Float[Array, "batch places"]
+    ) -> Float[Array, "batch places"]:
+        def noise(key: Key[Array, ""]) -> Float[Array, " places"]:
+            key = jax.random.fold_in(key, self.num_new)
+            return jax.random.gumbel(key, totals.shape[1:], totals.dtype)
+
+        return jax.vmap(noise)(keys)
+
+    def _is_end(self, candidates: Hypotheses) -> Bool[Array, "batch candidates"]:
+        newest = jax.lax.dynamic_index_in_dim(
+            candidates.input_ids, self.length, axis=2, keepdims=False
+        )
+        is_last = self.num_new + 1 == self.config.max_new_tokens
+        return is_last | jnp.isin(
+            newest, jnp.asarray(as_id_tuple(self.config.eos_token_id), jnp.int32)
+        )
+
+    def _finish(
+        self, candidates: Hypotheses, is_end: Bool[Array, "batch candidates"]
+    ) -> tuple[Hypotheses, Bool[Array, "batch rows"]]:
+        """The best rows that have ended, those of this step included."""
+        rows = self.running_scores.shape[1]
+        is_new = is_end & (jnp.arange(is_end.shape[1]) < rows)
+        scores = candidates.scores / self._length_penalty(self.num_new)
+        candidates = eqx.tree_at(lambda c: c.scores, candidates, scores + _dead_if(~is_new))
+        merged = jax.tree.map(
+            lambda *x: jnp.concatenate(x, axis=1), self.finished, candidates
+        )
+        best = jax.lax.top_k(merged.scores, rows)[1]
+        is_finished = take(jnp.concatenate([self.is_finished, is_new], axis=1), best)
+
+        def unless_settled(new: Array, old: Array) -> Array:
+            is_settled = self.is_settled.reshape((-1,) + (1,) * (new.ndim - 1))
+            return jnp.where(is_settled, old, new)
+
+        return jax.tree.map(
+            unless_settled,
+            (merged.select(best), is_finished),
+            (self.finished, self.is_finished),
+        )
+
+    def _settle(
+        self,
+        running: Hypotheses,
+        finished: Hypotheses,
+        is_finished: Bool[Array, "batch rows"],
+    ) -> Bool[Array, " batch"]:
+        """For which inputs the search may end, by `early_stopping`."""
+        early_stopping = self.config.early_stopping
+        length = self.num_new
+        if early_stopping == "never" and self.config.length_penalty > 0:
+            length = jnp.asarray(self.config.max_new_tokens - 1)
+        best_possible = running.scores[:, :1] / self._length_penalty(length)
+        worst = jnp.min(finished.scores, axis=1, keepdims=True)
+        worst = jnp.where(is_finished, worst, DEAD)
+        is_settled = ~jnp.any(best_possible > worst, axis=1)
+        return is_settled | (jnp.all(is_finished, axis=1) & (early_stopping is True))
+
+    def _length_penalty(self, step: Integer[Array, ""]) -> Float[Array, ""]:
+        """What scores are divided by after this step."""
+        lengths = np.arange(1, self.config.max_new_tokens + 1, dtype=np.float64)
+        table = jnp.asarray(lengths**self.config.length_penalty, self.running_scores.dtype)
+        return table[step]
+
+    def output(self) -> GenerationOutput:
+        best = jax.tree.map(
+            lambda x: x[:, : self.config.num_return_sequences], self.finished
+        )
+        ancestors = best.ancestors
+        batch, _, steps = ancestors.shape
+        rows = self.running_scores.shape[1]
+        offset = rows * jnp.arange(batch)[:, None, None]
+        input_ids = best.input_ids.reshape(-1, best.input_ids.shape[-1])
+        lengths = self.prompt_length + jnp.sum(ancestors >= 0, axis=-1).reshape(-1)
+        is_padding = (jnp.arange(input_ids.shape[1]) >= lengths[:, None]) | (input_ids < 0)
+        log_probs = best.log_probs
+        return GenerationOutput(
+            sequences=jnp.where(is_padding, self.config.pad_token_id, input_ids),
+            lengths=lengths,
+            sequences_scores=best.scores.reshape(-1),
+            scores=self._recorded("scores"),
+            logits=self._recorded("logits"),
+            beam_indices=jnp.where(ancestors < 0, -1, ancestors + offset).reshape(
+                -1, steps
+            ),
+            token_log_probs=None if log_probs is None else log_probs.reshape(-1, steps),
+            cross_attentions=self._cross_attentions(ancestors),
+        )
+
+    def decided(self) -> list[np.ndarray]:
+        """With beams, what all that may still become the best have in common."""
+        begin, end = self.prompt_length, int(self.length)
+        running, finished = np.asarray(self.input_ids), np.asarray(self.finished.input_ids)
+        lengths = begin + np.sum(np.asarray(self.finished.ancestors) >= 0, axis=-1)
+        is_finished = np.asarray(self.is_finished)
+        decided: list[np.ndarray] = []
+        for i, is_settled in enumerate(np.asarray(self.is_settled)):
+            rows = [row[begin:n] for row, n in zip(finished[i], lengths[i], strict=True)]
+            if not is_settled:
+                rows = [
+                    row for row, is_row in zip(rows, is_finished[i], strict=True) if is_row
+                ]
+                rows += [row[begin:end] for row in running[i]]
+            else:
+                rows = rows[:1]
+            decided.append(_common_prefix(rows))
+        return decided
+
+
+def _common_prefix(rows: list[np.ndarray]) -> np.ndarray:
+    length = min(map(len, rows))
+    shortened = np.stack([row[:length] for row in rows])
+    is_common = np.all(shortened == shortened[0], axis=0)
+    return shortened[0, : np.argmin([*is_common, False])]
+
+
+def _dead_if(condition: Bool[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """What is added to scores, to take the chance from some of them."""
+    return jnp.where(condition, jnp.float32(DEAD), 0)

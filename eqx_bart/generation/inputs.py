@@ -1,0 +1,174 @@
+"""What a generation starts from: checked, and padded to usual shapes."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Integer
+
+from ..checks import ArrayLike, check_range, error_if, Mask
+
+
+#: Sequences that are shorter are padded to this.
+_SMALLEST_LENGTH = 16
+
+
+class GenerationInputs(eqx.Module):
+    """The arrays that a generation starts from. Token ids are -1 where they are masked.
+
+    **Fields:**
+
+    - `prompt`: the first tokens of each row.
+    - `input_ids`: the source.
+    - `encoder_hidden_states`, `encoder_attention_mask`: what an encoder has made of it.
+    - `source_offset`: by how much the source has been moved to the left.
+    """
+
+    prompt: Integer[ArrayLike, "batch prompt"]
+    input_ids: Integer[ArrayLike, "batch source"] | None = None
+    encoder_hidden_states: Float[ArrayLike, "batch source d_model"] | None = None
+    encoder_attention_mask: Bool[ArrayLike, "batch source"] | None = None
+    source_offset: Integer[Array, " batch"] | None = None
+
+    def check(self) -> "GenerationInputs":
+        """These, if there are as many rows of each.
+
+        **Raises** `ValueError` otherwise.
+        """
+        rows = {name: x.shape[0] for name, x in vars(self).items() if x is not None}
+        if len(set(rows.values())) > 1:
+            raise ValueError(f"generate was given another number of rows of each: {rows}.")
+        return self
+
+    @property
+    def source_length(self) -> int:
+        """The length of the source; 0 if there is none."""
+        states = self.encoder_hidden_states
+        source = self.input_ids if states is None else states
+        return 0 if source is None else source.shape[1]
+
+    def bucketed(self, limit: int) -> "GenerationInputs":
+        """These, with rows and tokens padded to a power of two, but not beyond `limit`
+        tokens, so that few programs are compiled."""
+
+        def pad(x: ArrayLike | None, value: int) -> np.ndarray | None:
+            return x if x is None else _pad(np.asarray(x), value, limit, left=False)
+
+        prompt = np.asarray(self.prompt)
+        return GenerationInputs(
+            # A prompt of one token is the usual one, and needs no prefill.
+            _pad_rows(prompt)
+            if prompt.shape[1] == 1
+            else _pad(prompt, -1, limit, left=True),
+            pad(self.input_ids, -1),
+            pad(self.encoder_hidden_states, 0),
+            pad(self.encoder_attention_mask, 0),
+        )
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def _pad(x: np.ndarray, value: int, limit: int, *, left: bool) -> np.ndarray:
+    length = x.shape[1]
+    usual = min(_power_of_two(max(length, _SMALLEST_LENGTH)), limit)
+    missing = max(usual - length, 0)
+    widths = [(0, 0), (missing, 0) if left else (0, missing), *[(0, 0)] * (x.ndim - 2)]
+    return _pad_rows(np.pad(x, widths, constant_values=value))
+
+
+def _pad_rows(x: np.ndarray) -> np.ndarray:
+    """`x` and its last row again, as often as it takes; no rows become one of zeros."""
+    last = x[-1:] if len(x) else np.zeros_like(x, shape=(1, *x.shape[1:]))
+    size = _power_of_two(max(len(x), 1))
+    return np.concatenate([x, np.repeat(last, size - len(x), axis=0)])
+
+
+def is_traced(*values: Any) -> bool:
+    """Whether any array in these is one of a program that is being traced."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def masked_ids(
+    ids: Integer[ArrayLike, "batch length"],
+    attention_mask: Mask[ArrayLike, "batch length"] | None,
+    vocab_size: int,
+    names: tuple[str, str],
+) -> Integer[ArrayLike, "batch length"]:
+    """The ids, -1 where they are masked; `names` are what errors call the two arrays.
+
+    **Raises** `ValueError` if there are none, if one lies outside the vocabulary, or if a
+    row is masked completely.
+    """
+    if ids.shape[1] == 0:
+        raise ValueError(f"{names[0]} are empty: a sequence needs at least one token.")
+    ids = check_range(ids, vocab_size, names[0], "the vocabulary")
+    if attention_mask is None:
+        return ids
+    mask = _checked_mask(attention_mask, names[1])
+    return jnp.where(mask, ids, -1) if is_traced(ids, mask) else np.where(mask, ids, -1)
+
+
+def encoder_mask(
+    states: Float[ArrayLike, "batch source d_model"],
+    attention_mask: Mask[ArrayLike, "batch source"] | None,
+    name: str,
+) -> Bool[ArrayLike, "batch source"]:
+    """The mask of an encoder's states, as `_checked_mask`; all of them by default."""
+    if attention_mask is None:
+        return np.ones(states.shape[:2], bool)
+    return _checked_mask(attention_mask, name)
+
+
+def _checked_mask(
+    attention_mask: Mask[ArrayLike, "batch length"], name: str
+) -> Bool[ArrayLike, "batch length"]:
+    """The mask, as booleans. **Raises** `ValueError` if a row is masked completely."""
+    if not is_traced(attention_mask):
+        mask = np.asarray(attention_mask, bool)
+        empty = np.flatnonzero(~mask.any(axis=1))
+        if len(empty):
+            raise ValueError(f"{name} masks every token of row {empty[0]}.")
+        return mask
+    mask = jnp.asarray(attention_mask, bool)
+    return error_if(mask, ~jnp.any(mask, axis=1), f"{name} masks every token of a row.")
+
+
+def align_left(
+    ids: Integer[Array, "batch length"],
+) -> tuple[Integer[Array, "batch length"], Integer[Array, " batch"]]:
+    """The ids with the padding before them behind them, and how much there is of it."""
+    offset = jnp.argmax(ids >= 0, axis=1)
+    return _roll(ids, -offset), offset
+
+
+def align_right(ids: Integer[Array, "batch length"]) -> Integer[Array, "batch length"]:
+    """The ids with the padding behind them before them."""
+    return _roll(ids, jnp.argmax(ids[:, ::-1] >= 0, axis=1))
+
+
+def _roll(ids: Array, shift: Integer[Array, " batch"]) -> Array:
+    return jax.vmap(jnp.roll)(ids, shift)
+
+
+def with_start_token(
+    prompt: Integer[ArrayLike, "batch prompt"], token_id: int
+) -> Integer[ArrayLike, "batch prompt2"]:
+    """The prompt, behind `token_id` if no row begins with it, as in HF.
+
+    A prompt that is being traced is taken as it is.
+    """
+    if is_traced(prompt):
+        return prompt
+    prompt = np.asarray(prompt)
+    first = np.argmax(prompt >= 0, axis=1)
+    rows = np.arange(len(prompt))
+    if len(prompt) == 0 or np.any(prompt[rows, first] == token_id):
+        return prompt
+    longer = np.pad(prompt, ((0, 0), (1, 0)), constant_values=-1)
+    longer[rows, first] = token_id
+    return longer

@@ -1,0 +1,34 @@
+"""Random keys for the rows of a batch, whatever the batch."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Integer, Key, PRNGKeyArray, UInt32
+
+
+def row_keys(
+    key: PRNGKeyArray, *token_ids: Integer[Array, "batch _"] | None
+) -> Key[Array, " batch"]:
+    """A key for each row, by what stands in it and not by where it stands.
+
+    So that a row draws the same tokens in any batch, its key depends on its `token_ids`,
+    of which negative ones do not count. Rows that are alike are told apart by their order.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    digest = jnp.zeros((), jnp.uint32)
+    for ids in token_ids:
+        if ids is not None:
+            digest = digest * jnp.uint32(3) + _digest(ids)
+    is_alike = jnp.tril(digest[:, None] == digest, -1)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, digest)
+    return jax.vmap(jax.random.fold_in)(keys, jnp.sum(is_alike, axis=1))
+
+
+def _digest(ids: Integer[Array, "batch length"]) -> UInt32[Array, " batch"]:
+    """A hash of the ids that are not negative, and of their order."""
+    is_token = ids >= 0
+    place = jnp.cumsum(is_token, axis=1).astype(jnp.uint32)
+    mixed = ids.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + place * jnp.uint32(0x85EBCA6B)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+        mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
+    return jnp.sum(jnp.where(is_token, mixed, 0), axis=1, dtype=jnp.uint32)
