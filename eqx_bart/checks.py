@@ -42,8 +42,10 @@ def error_if(x: _T, pred: Bool[ArrayLike, "..."], message: str) -> _T:
 
 def as_indices(ids: Integer[ArrayLike, "*shape"]) -> Integer[Array, "*shape"]:
     """`ids` as a JAX array of 32 bits or more, in which sums and limits do not wrap."""
-    ids = jnp.asarray(ids)
-    return ids.astype(jnp.promote_types(ids.dtype, jnp.int32))
+    dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(ids.dtype, jnp.int32))
+    if isinstance(ids, np.ndarray):  # else JAX would compile a program for each shape
+        return jax.device_put(ids.astype(dtype))
+    return ids.astype(dtype)
 
 
 def check_range(

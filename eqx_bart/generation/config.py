@@ -429,8 +429,6 @@ class GenerationConfig:
         values |= {"max_length": None, "min_length": None}
         if "pad_token_id" not in values:
             values["pad_token_id"] = next(iter(as_id_tuple(self.eos_token_id)), 0)
-        if prompt_length > 1:
-            values["forced_bos_token_id"] = None
         return type(self)(**values)
 
     def _set(self) -> dict[str, Any]:

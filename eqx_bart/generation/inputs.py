@@ -22,26 +22,16 @@ class GenerationInputs(eqx.Module):
     **Fields:**
 
     - `prompt`: the first tokens of each row.
-    - `input_ids`: the source.
+    - `input_ids`: the source; for a decoder alone the prompt, as in HF.
     - `encoder_hidden_states`, `encoder_attention_mask`: what an encoder has made of it.
     - `source_offset`: by how much the source has been moved to the left.
     """
 
     prompt: Integer[ArrayLike, "batch prompt"]
-    input_ids: Integer[ArrayLike, "batch source"] | None = None
+    input_ids: Integer[ArrayLike, "batch tokens"] | None = None
     encoder_hidden_states: Float[ArrayLike, "batch source d_model"] | None = None
     encoder_attention_mask: Bool[ArrayLike, "batch source"] | None = None
     source_offset: Integer[Array, " batch"] | None = None
-
-    def check(self) -> "GenerationInputs":
-        """These, if there are as many rows of each.
-
-        **Raises** `ValueError` otherwise.
-        """
-        rows = {name: x.shape[0] for name, x in vars(self).items() if x is not None}
-        if len(set(rows.values())) > 1:
-            raise ValueError(f"generate was given another number of rows of each: {rows}.")
-        return self
 
     @property
     def source_length(self) -> int:

@@ -5,7 +5,7 @@ their names and in their order. Each costs a pass over the vocabulary at most.
 """
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import equinox as eqx
 import jax
@@ -143,7 +143,9 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
     targets: Integer[Array, " edges"]
     max_children: int = eqx.field(static=True)
 
-    def __init__(self, sequences: Sequence[Sequence[int]], prompt: Sequence[int] = ()):
+    def __init__(
+        self, sequences: Iterable[Iterable[int | np.integer]], prompt: Sequence[int] = ()
+    ):
         """Makes the trie.
 
         **Arguments:**
@@ -226,15 +228,14 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
 
 
 class ForcedBOSTokenLogitsProcessor(LogitsProcessor):
-    """Makes `bos_token_id` the token at the place `begin_index`, behind the start."""
+    """Makes `bos_token_id` the second token of each row."""
 
     bos_token_id: int = eqx.field(static=True)
-    begin_index: int = eqx.field(static=True, default=1)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
     ) -> Scores:
-        return _force(scores, (self.bos_token_id,), when=length == self.begin_index)
+        return _force(scores, (self.bos_token_id,), when=_count(input_ids, length) == 1)
 
 
 class ForcedEOSTokenLogitsProcessor(LogitsProcessor):
@@ -287,15 +288,20 @@ class SuppressTokensLogitsProcessor(LogitsProcessor):
 
 
 class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
-    """Forbids tokens at the place `begin_index`."""
+    """Forbids tokens at the place `begin_index`; in rows whose second token is forced, if
+    that comes before it, at the place behind that."""
 
     begin_suppress_tokens: tuple[int, ...] = eqx.field(static=True)
     begin_index: int = eqx.field(static=True)
+    is_bos_forced: bool = eqx.field(static=True, default=False)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
     ) -> Scores:
-        return _forbid(scores, self.begin_suppress_tokens, when=length == self.begin_index)
+        begin_index = jnp.asarray(self.begin_index)
+        if self.is_bos_forced:
+            begin_index += _count(input_ids, begin_index) == 1
+        return _forbid(scores, self.begin_suppress_tokens, when=length == begin_index)
 
 
 class TemperatureLogitsWarper(LogitsProcessor):
@@ -467,7 +473,7 @@ def _place_processors(
     if config.min_new_tokens and eos:
         yield MinLengthLogitsProcessor(prompt_length + config.min_new_tokens, eos)
     if config.forced_bos_token_id is not None:
-        yield ForcedBOSTokenLogitsProcessor(config.forced_bos_token_id, prompt_length)
+        yield ForcedBOSTokenLogitsProcessor(config.forced_bos_token_id)
     if forced := as_id_tuple(config.forced_eos_token_id):
         yield ForcedEOSTokenLogitsProcessor(prompt_length + config.max_new_tokens, forced)
     if config.remove_invalid_values:
@@ -478,8 +484,11 @@ def _place_processors(
     if config.suppress_tokens:
         yield SuppressTokensLogitsProcessor(config.suppress_tokens)
     if config.begin_suppress_tokens:
-        begin = prompt_length + (config.forced_bos_token_id is not None)
-        yield SuppressTokensAtBeginLogitsProcessor(config.begin_suppress_tokens, begin)
+        yield SuppressTokensAtBeginLogitsProcessor(
+            config.begin_suppress_tokens,
+            prompt_length,
+            config.forced_bos_token_id is not None,
+        )
 
 
 def _warpers(config: GenerationConfig) -> Iterator[LogitsProcessor]:
@@ -510,16 +519,30 @@ def _needed(
 
 
 def _forbid(
-    scores: Scores, token_ids: tuple[int, ...], *, when: bool | Bool[Array, ""]
+    scores: Scores,
+    token_ids: tuple[int, ...],
+    *,
+    when: bool | Bool[Array, "#rows #one"] | Bool[Array, ""],
 ) -> Scores:
     columns = jnp.asarray(token_ids)
     kept = jnp.where(when, -jnp.inf, scores[:, columns])
     return scores.at[:, columns].set(kept)
 
 
-def _force(scores: Scores, token_ids: tuple[int, ...], *, when: Bool[Array, ""]) -> Scores:
+def _force(
+    scores: Scores,
+    token_ids: tuple[int, ...],
+    *,
+    when: Bool[Array, "#rows #one"] | Bool[Array, ""],
+) -> Scores:
     forced = jnp.full_like(scores[0], -jnp.inf).at[jnp.asarray(token_ids)].set(0)
     return jnp.where(when, forced, scores)
+
+
+def _count(input_ids: Tokens, length: Integer[Array, ""]) -> Integer[Array, "rows 1"]:
+    """How many of the first `length` places are no padding."""
+    is_token = (input_ids >= 0) & (jnp.arange(input_ids.shape[1]) < length)
+    return jnp.sum(is_token, axis=1, keepdims=True)
 
 
 def _per_row(

@@ -82,7 +82,6 @@ class GenerationMixin(PretrainedModel):
         logits_processors: Sequence[LogitsProcessor],
         key: PRNGKeyArray | None,
     ) -> GenerationCall:
-        inputs = inputs.check()
         config = generation_config.settled(inputs.prompt.shape[1], self.config)
         if config.do_sample and key is None:
             raise ValueError(
@@ -274,12 +273,12 @@ def _trimmed(
 
     def cut(x: Any, *slices: slice) -> Any:
         # By way of NumPy, since each shape would be another program.
-        return None if x is None else jnp.asarray(np.asarray(x)[slices])
+        return None if x is None else jax.device_put(np.asarray(x)[slices])
 
     cross_attentions = output.cross_attentions
     return GenerationOutput(
         sequences=cut(output.sequences, slice(rows), slice(padding, None)),
-        lengths=jnp.asarray(np.asarray(output.lengths)[:rows] - padding),
+        lengths=jax.device_put(np.asarray(output.lengths)[:rows] - padding),
         sequences_scores=cut(output.sequences_scores, slice(rows)),
         scores=cut(output.scores, slice(None), slice(beams)),
         logits=cut(output.logits, slice(None), slice(beams)),

@@ -33,11 +33,11 @@ Decode = Callable[
 
 
 class Records(eqx.Module):
-    """What is kept of each step, on request, for the result."""
+    """What is kept of one step, or of all, on request, for the result."""
 
-    scores: Float[Array, "steps batch rows vocab"] | None
-    logits: Float[Array, "steps batch rows vocab"] | None
-    cross_attentions: tuple[Float[Array, "steps batch heads rows source"], ...] | None
+    scores: Float[Array, "*steps batch rows vocab"] | None
+    logits: Float[Array, "*steps batch rows vocab"] | None
+    cross_attentions: tuple[Float[Array, "*steps batch heads rows source"], ...] | None
 
     def write(self, step: Integer[Array, ""], new: "Records") -> "Records":
         """These, with those of one more step."""
@@ -161,7 +161,7 @@ class GenerationState(eqx.Module):
 
     def _cross_attentions(
         self, ancestors: Integer[Array, "batch results steps"]
-    ) -> tuple[Float[Array, "results heads steps source"], ...] | None:
+    ) -> tuple[Float[Array, "answers heads steps source"], ...] | None:
         """The recorded cross-attentions, along these ancestors."""
         if self.records.cross_attentions is None:
             return None

@@ -1,0 +1,435 @@
+"""Tokens per second of `generate`: eqx-bart, Hugging Face's PyTorch BART and CTranslate2.
+
+pip install -e '.[test]' ctranslate2
+python benchmarks/generate.py [--large] [--threads 2] [--rounds 5] [--json FILE]
+
+All three have the same random weights in float32, the same random inputs and as many
+threads, on the CPU. They run in turn, round after round, so that whatever else the machine
+does falls on all of them. A run goes from an array of ids to an array of ids and always
+makes NEW_TOKENS tokens a row, since the end token is held back until then; that is checked.
+What is counted is tokens of the result: batch * NEW_TOKENS, however many the beams.
+
+The weights are made up in a temporary directory; --cache DIRECTORY keeps them for the next
+run. --large adds BART-large, which takes minutes, and eqx-bart with bfloat16 weights.
+"""
+
+import argparse
+import dataclasses
+import gc
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+import tokenizers
+import transformers
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import eqx_bart as eb
+
+
+BOS, PAD, EOS, UNK = range(4)
+VOCABULARY = ["<s>", "<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(4, 50265))]
+IDS = {token: i for i, token in enumerate(VOCABULARY)}
+NEW_TOKENS = 64
+# The defaults of HF's BartConfig are those of BART-large.
+SIZES: dict[str, dict[str, Any]] = {
+    "base": {
+        "d_model": 768,
+        "encoder_layers": 6,
+        "decoder_layers": 6,
+        "encoder_attention_heads": 12,
+        "decoder_attention_heads": 12,
+        "encoder_ffn_dim": 3072,
+        "decoder_ffn_dim": 3072,
+    },
+    "large": {},
+}
+OURS, BFLOAT16, HF, CT2 = "ours", "ours, bfloat16", "HF PyTorch", "CTranslate2"
+# How long threads that wait for their next task in a loop may take to fall asleep.
+PAUSE = 0.5
+
+#: What is measured: from ids [batch, source] and a number of beams to [batch, NEW_TOKENS].
+Generate = Callable[[np.ndarray, int], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is generated; one beam is greedy search."""
+
+    size: str
+    batch: int
+    beams: int
+    source: int
+
+    def __str__(self) -> str:
+        search = "greedy" if self.beams == 1 else f"{self.beams} beams"
+        return f"{self.size}/{self.batch}/{search}/{self.source}/{NEW_TOKENS}"
+
+    def inputs(self) -> np.ndarray:
+        """Random ids of words, between `<s>` and `</s>`."""
+        shape = self.batch, self.source
+        ids = np.random.default_rng(0).integers(UNK + 1, len(VOCABULARY), shape)
+        ids[:, 0], ids[:, -1] = BOS, EOS
+        return ids
+
+
+CASES = (
+    Case("base", batch=1, beams=1, source=256),
+    Case("base", batch=8, beams=1, source=256),
+    Case("base", batch=4, beams=4, source=256),
+    Case("base", batch=4, beams=4, source=512),
+    Case("large", batch=4, beams=4, source=512),
+)
+
+
+@dataclasses.dataclass
+class Timing:
+    """The times of an engine on a case: of the first call, and of those that count."""
+
+    case: Case
+    engine: str
+    first: float
+    rows_as_hf: int
+    seconds: list[float] = dataclasses.field(default_factory=list[float])
+
+    def rates(self) -> list[float]:
+        """Tokens per second, by round."""
+        return [self.case.batch * NEW_TOKENS / seconds for seconds in self.seconds]
+
+    def rate(self) -> float:
+        """The median of tokens per second."""
+        return statistics.median(self.rates())
+
+    def compile_seconds(self) -> float | None:
+        """What the first call took longer than others, where it had to compile."""
+        if not self.engine.startswith(OURS):
+            return None
+        return self.first - statistics.median(self.seconds)
+
+
+def require(name: str, requirement: str) -> Any:
+    """The module of this name, or an exit that says how to get it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f"This benchmark needs {name}, which is not installed: pip install "
+            f"{requirement}"
+        ) from error
+
+
+def build(size: str, directory: Path) -> tuple[Path, Path]:
+    """Makes up a model, and returns its checkpoints for HF and ours, and for CTranslate2.
+
+    Those in `directory` are used again. One that is only half there is never taken for a
+    whole one.
+    """
+    done, partial = directory / size, directory / f"{size}.partial"
+    if not done.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+        save_random_model(size, partial / "hf")
+        convert(partial / "hf", partial / "ct2")
+        partial.rename(done)
+    gc.collect()
+    return done / "hf", done / "ct2"
+
+
+def save_random_model(size: str, directory: Path) -> None:
+    """Writes a BART with random weights, neutral settings, and a tokenizer.
+
+    As HF draws the weights, a token predicts itself, and each row is one token over and
+    over. Random signs and sizes in the last layer norm give rows that differ from each
+    other and within, so that beams change places and equal rows mean something.
+    """
+    require("torch", "-e '.[test]'").manual_seed(0)
+    config = transformers.BartConfig(**SIZES[size], vocab_size=len(VOCABULARY))
+    model = transformers.BartForConditionalGeneration(config)
+    last_norm: Any = model.model.decoder.layers[-1].final_layer_norm
+    last_norm.weight.data.normal_()
+    model.generation_config = transformers.GenerationConfig(
+        bos_token_id=BOS,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        decoder_start_token_id=EOS,
+        forced_bos_token_id=None,
+        forced_eos_token_id=None,
+        no_repeat_ngram_size=0,
+        length_penalty=1.0,
+        early_stopping=False,
+    )
+    model.save_pretrained(directory)
+    words = tokenizers.models.WordLevel(IDS, unk_token=VOCABULARY[UNK])
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(words),
+        bos_token=VOCABULARY[BOS],
+        pad_token=VOCABULARY[PAD],
+        eos_token=VOCABULARY[EOS],
+        unk_token=VOCABULARY[UNK],
+    ).save_pretrained(directory)
+
+
+def convert(checkpoint: Path, directory: Path) -> None:
+    """Converts a checkpoint of HF's to CTranslate2, whose converter wants a setting that
+    HF's config no longer has."""
+    converters = require("ctranslate2", "ctranslate2").converters
+    with mock.patch.object(
+        transformers.BartConfig, "normalize_before", new=False, create=True
+    ):
+        converters.TransformersConverter(str(checkpoint)).convert(str(directory))
+
+
+def ours(checkpoint: Path, dtype: str = "float32") -> Generate:
+    """This library."""
+    model = eb.BartForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype)
+
+    def generate(ids: np.ndarray, beams: int) -> np.ndarray:
+        generated = model.generate(
+            ids,
+            np.ones_like(ids),
+            num_beams=beams,
+            min_new_tokens=NEW_TOKENS,
+            max_new_tokens=NEW_TOKENS,
+        )
+        return np.asarray(jax.block_until_ready(generated.sequences))[:, 1:]
+
+    return generate
+
+
+def hf(checkpoint: Path, threads: int) -> Generate:
+    """Hugging Face's PyTorch BART."""
+    torch = require("torch", "-e '.[test]'")
+    torch.set_num_threads(threads)
+    model: Any = transformers.BartForConditionalGeneration.from_pretrained(
+        checkpoint, dtype=torch.float32
+    ).eval()
+
+    def generate(ids: np.ndarray, beams: int) -> np.ndarray:
+        input_ids = torch.from_numpy(ids)
+        generated = model.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            num_beams=beams,
+            min_new_tokens=NEW_TOKENS,
+            max_new_tokens=NEW_TOKENS,
+        )
+        return generated.numpy()[:, 1:]
+
+    return generate
+
+
+def ct2(directory: Path, threads: int) -> Generate:
+    """CTranslate2, whose tokens are strings."""
+    translator = require("ctranslate2", "ctranslate2").Translator(
+        str(directory),
+        device="cpu",
+        compute_type="float32",
+        inter_threads=1,
+        intra_threads=threads,
+    )
+
+    def generate(ids: np.ndarray, beams: int) -> np.ndarray:
+        results = translator.translate_batch(
+            [[VOCABULARY[i] for i in row] for row in ids.tolist()],
+            beam_size=beams,
+            min_decoding_length=NEW_TOKENS,
+            max_decoding_length=NEW_TOKENS,
+        )
+        rows = [[IDS[token] for token in result.hypotheses[0]] for result in results]
+        if {len(row) for row in rows} != {NEW_TOKENS}:
+            raise RuntimeError(f"{CT2} made rows of {[len(row) for row in rows]} tokens.")
+        return np.asarray(rows)
+
+    return generate
+
+
+def load_engines(size: str, directory: Path, threads: int) -> dict[str, Generate]:
+    """All engines with the weights of this size, by name."""
+    checkpoint, converted = build(size, directory)
+    engines = {
+        OURS: ours(checkpoint),
+        HF: hf(checkpoint, threads),
+        CT2: ct2(converted, threads),
+    }
+    if size == "large":
+        engines[BFLOAT16] = ours(checkpoint, "bfloat16")
+    return engines
+
+
+def timed(engine: str, generate: Generate, case: Case) -> tuple[float, np.ndarray]:
+    """The seconds that a run takes, and its tokens, of which none may be missing."""
+    ids = case.inputs()
+    time.sleep(PAUSE)
+    start = time.perf_counter()
+    tokens = generate(ids, case.beams)
+    seconds = time.perf_counter() - start
+    if tokens.shape != (case.batch, NEW_TOKENS) or np.isin(tokens, (PAD, EOS)).any():
+        raise RuntimeError(
+            f"{engine} should have made {NEW_TOKENS} tokens for each of {case.batch} rows, "
+            f"none of them <pad> or </s>: {tokens}"
+        )
+    return seconds, tokens
+
+
+def measure(case: Case, engines: dict[str, Generate], rounds: int) -> list[Timing]:
+    """Runs every engine once to warm it up, then once in each round."""
+    firsts = {name: timed(name, generate, case) for name, generate in engines.items()}
+    timings = [
+        Timing(case, name, seconds, int(np.sum((tokens == firsts[HF][1]).all(axis=1))))
+        for name, (seconds, tokens) in firsts.items()
+    ]
+    for _ in range(rounds):
+        for timing in timings:
+            seconds, _ = timed(timing.engine, engines[timing.engine], case)
+            timing.seconds.append(seconds)
+    return timings
+
+
+def run(sizes: list[str], args: argparse.Namespace, cache: Path) -> Iterator[list[Timing]]:
+    """The timings of each case, with the engines of one size in memory at a time."""
+    for size in sizes:
+        engines = load_engines(size, cache, args.threads)
+        for case in CASES:
+            if case.size == size:
+                yield measure(case, engines, args.rounds)
+        engines.clear()
+        gc.collect()
+
+
+def report(timings: list[Timing]) -> list[dict[str, Any]]:
+    """The figures of a case, one record for each engine."""
+    rates = {timing.engine: timing.rate() for timing in timings}
+    return [
+        {
+            **dataclasses.asdict(timing.case),
+            "new_tokens": NEW_TOKENS,
+            "engine": timing.engine,
+            "dtype": "bfloat16" if timing.engine == BFLOAT16 else "float32",
+            "seconds": timing.seconds,
+            "tokens_per_second_median": timing.rate(),
+            "tokens_per_second_min": min(timing.rates()),
+            "compile_seconds": timing.compile_seconds(),
+            "rows_as_hf": timing.rows_as_hf,
+            "ratio_to_hf": timing.rate() / rates[HF],
+            "ratio_to_ctranslate2": timing.rate() / rates[CT2],
+        }
+        for timing in timings
+    ]
+
+
+def add_rows(table: Table, case: Case, records: list[dict[str, Any]]) -> None:
+    """Adds a case to the table; the ratios are those of this library."""
+    table.add_row(str(case))
+    for record in records:
+        is_ours = record["engine"].startswith(OURS)
+        compile_seconds = record["compile_seconds"]
+        table.add_row(
+            f"  {record['engine']}",
+            f"{record['tokens_per_second_median']:.1f}",
+            f"{record['tokens_per_second_min']:.1f}",
+            f"{record['ratio_to_hf']:.2f}" if is_ours else "",
+            f"{record['ratio_to_ctranslate2']:.2f}" if is_ours else "",
+            "" if compile_seconds is None else f"{compile_seconds:.1f} s",
+            f"{record['rows_as_hf']}/{case.batch}",
+        )
+    table.add_section()
+
+
+def new_table(rounds: int) -> Table:
+    """The table without its rows."""
+    table = Table(
+        title=f"Tokens per second of generate, rounds: {rounds}",
+        caption="size/batch/search/source/new tokens; as HF: rows that equal HF's",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("case", no_wrap=True)
+    for name in ("median", "min", "ours/HF", "ours/CT2", "compile", "as HF"):
+        table.add_column(name, justify="right")
+    return table
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the figures are measured on; other work there, by the load, spoils them."""
+    packages = ("jax", "torch", "transformers", "ctranslate2")
+    return {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load before": round(os.getloadavg()[0], 2),
+        **{package: importlib.metadata.version(package) for package in packages},
+    }
+
+
+def cpu_model() -> str:
+    """The name of the processor, as far as the system tells."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def set_up(threads: int) -> None:
+    """Sets JAX to `threads` threads of the CPU, and checks that the others are there."""
+    os.environ["PJRT_NPROC"] = str(threads)  # read when JAX first runs something
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # noqa: FBT003
+    require("torch", "-e '.[test]'")
+    require("ctranslate2", "ctranslate2")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--large", action="store_true", help="BART-large as well")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--cache", type=Path, help="where to keep the random weights")
+    parser.add_argument("--json", type=Path, help="a file for the figures")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measures, and prints a table."""
+    args = parse_args()
+    set_up(args.threads)
+    about = machine(args.threads)
+    sizes = ["base", "large"] if args.large else ["base"]
+    console, table, records = Console(), new_table(args.rounds), list[dict[str, Any]]()
+    with tempfile.TemporaryDirectory() as temporary, console.status("measuring") as status:
+        for timings in run(sizes, args, args.cache or Path(temporary)):
+            case = timings[0].case
+            status.update(f"measured {case}")
+            add_rows(table, case, report(timings))
+            records += report(timings)
+    console.print(table)
+    if args.large:
+        console.print(f"{BFLOAT16} is another precision than the float32 of all others.")
+    console.print(", ".join(f"{name} {value}" for name, value in about.items()))
+    if args.json:
+        text = json.dumps({"machine": about, "results": records}, indent=2)
+        args.json.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
