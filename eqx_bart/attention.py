@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .cache import KeyValues
 from .checks import ArrayLike, Mask
-from .layers import Linear
+from .layers import dot_transposed, Linear
 
 
 class Attention(eqx.Module):
@@ -98,9 +98,7 @@ def dot_product_attention(
     """
     dtype = jnp.result_type(query.dtype, jnp.float32)
     query = query * query.shape[-1] ** -0.5
-    scores = jnp.einsum(
-        "bhqd,bhkd->bhqk", query, key_values.keys, preferred_element_type=dtype
-    )
+    scores = dot_transposed(query, key_values.keys)
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)

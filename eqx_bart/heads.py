@@ -25,7 +25,7 @@ from .generation import (
     LogitsProcessor,
 )
 from .generation.inputs import align_left, encoder_mask, masked_ids, with_start_token
-from .layers import Buffer, dot, Embedding, Linear, split_key
+from .layers import Buffer, dot_transposed, Embedding, Linear, split_key
 from .model import BartModel, embed_inputs, token_embedding
 from .outputs import (
     BaseModelOutput,
@@ -199,8 +199,10 @@ def _lm_logits(
     """The logits of `lm_head`, or, where it is tied, of the token embeddings."""
     if lm_head is not None:
         return lm_head(hidden_states)
-    logits = dot(hidden_states, embed_tokens.weight.T)
-    return logits.astype(hidden_states.dtype)
+    batch, length, d_model = hidden_states.shape
+    rows = hidden_states.reshape(batch * length, d_model)
+    logits = dot_transposed(rows, embed_tokens.weight).astype(hidden_states.dtype)
+    return logits.reshape(batch, length, logits.shape[-1])
 
 
 def _new_lm_head(config: BartConfig, *, key: PRNGKeyArray) -> Linear | None:

@@ -16,6 +16,9 @@ from .checks import ArrayLike, check_range
 #: The row of the position table that holds position 0, a relic of fairseq's padding.
 POSITION_OFFSET = 2
 
+# Up to here `dot_transposed` has its weight on the left; measured on CPUs.
+_FEW_ROWS = 32
+
 #: What keeps a layer norm from dividing by zero.
 LAYER_NORM_EPS = 1e-5
 
@@ -56,6 +59,22 @@ def dot(
 ) -> Float[Array, "*batch d_out"]:
     """`x @ weight` in float32 or better, whatever the dtype of the operands."""
     return jnp.dot(x, weight, preferred_element_type=_at_least_float32(x, weight))
+
+
+def dot_transposed(
+    x: Float[Array, "*batch rows d_in"], weight: Float[Array, "*batch d_out d_in"]
+) -> Float[Array, "*batch rows d_out"]:
+    """`x @ weight.T`, matrix by matrix, in float32 or better.
+
+    XLA's CPU backend copies the right operand of a product into blocks first. For a few
+    rows that takes longer than the product, and so the weight goes to the left; the
+    barrier keeps XLA from turning that round again.
+    """
+    dtype = _at_least_float32(x, weight)
+    if not 1 < x.shape[-2] <= _FEW_ROWS:
+        return jnp.matmul(x, weight.mT, preferred_element_type=dtype)
+    product = jnp.matmul(weight, x.mT, preferred_element_type=dtype)
+    return jax.lax.optimization_barrier(product).mT
 
 
 def _at_least_float32(*arrays: Array) -> jnp.dtype:
