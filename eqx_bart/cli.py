@@ -20,10 +20,6 @@ from .checkpoint import BUILTIN_MODEL
 from .heads import BartForConditionalGeneration
 
 
-#: Sources are padded to a multiple of this many tokens, so that few programs compile.
-_LENGTH_STEP = 16
-
-
 class InputError(Exception):
     """What is wrong with what the user gave, in one line."""
 
@@ -203,21 +199,15 @@ def _answer(
     rows: list[list[int]],
     settings: dict[str, Any],
 ) -> list[str]:
-    """What the model makes of the rows, in a batch that is padded to a usual shape."""
-    length = -(-max(map(len, rows)) // _LENGTH_STEP) * _LENGTH_STEP
-    shape = (
-        1 << (len(rows) - 1).bit_length(),
-        min(length, model.config.max_position_embeddings),
-    )
-    input_ids = np.zeros(shape, np.int32)
-    attention_mask = np.zeros(shape, bool)
-    for i in range(shape[0]):
-        row = rows[min(i, len(rows) - 1)]
+    """What the model makes of each of the rows."""
+    input_ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    attention_mask = np.zeros(input_ids.shape, bool)
+    for i, row in enumerate(rows):
         input_ids[i, : len(row)] = row
         attention_mask[i, : len(row)] = True
     sequences = model.generate(input_ids, attention_mask, **settings).sequences
-    sequences = np.asarray(sequences)[: len(rows)]
-    texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
+    count = len(sequences) // len(rows)
+    texts = tokenizer.batch_decode(np.asarray(sequences)[::count], skip_special_tokens=True)
     return [text.strip() for text in texts]
 
 

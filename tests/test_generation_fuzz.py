@@ -614,14 +614,6 @@ def differ_in_a_tie(case: Case) -> bool:
     return tied
 
 
-@pytest.fixture
-def quick_compilation():
-    """Takes half the time to compile what will run but once."""
-    jax.config.update("jax_disable_most_optimizations", True)  # noqa: FBT003
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)  # noqa: FBT003
-
-
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("seed", range(60))
 def test_generate_under_random_settings(seed):

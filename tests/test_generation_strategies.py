@@ -14,6 +14,8 @@ from oracle import assert_close, convert, random_config, random_ids, random_mode
 import eqx_bart as eb
 
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 GREEDY = {}
 SAMPLING = {"do_sample": True, "top_k": 0, "key": jax.random.key(5)}
 BEAMS = {"num_beams": 3, "no_repeat_ngram_size": 2}
@@ -123,7 +125,7 @@ def test_rows_that_are_alike_draw_other_samples(models):
 
 
 @pytest.mark.parametrize("settings", STRATEGIES, ids=str)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_row_stands_for_itself(settings, seed):
     """Alone, in any batch, at any place in it, with padding on either side."""
     theirs, ours, rng = pair(seed, max_position_embeddings=16, vocab_size=25)
@@ -343,8 +345,8 @@ def test_inputs_of_many_lengths_share_a_few_programs(config, getkey):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     rng = np.random.default_rng(0)
-    for length in rng.permutation(500):
-        ids = rng.integers(0, config.vocab_size, (rng.integers(3, 5), length + 1))
+    for length in rng.permutation(np.arange(1, 501, 3)):
+        ids = rng.integers(0, config.vocab_size, (rng.integers(3, 5), length))
         model.generate(ids, max_new_tokens=2, num_beams=2)
     jax.monitoring.unregister_event_duration_listener(listen)
     assert len(compilations) <= 8
@@ -386,9 +388,9 @@ def test_masks_that_leave_nothing(models):
         jax.block_until_ready(jax.jit(lambda *x: ours.generate(*x).sequences)(ids, mask))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_half_precision(models, dtype):
+def test_half_precision(models):
     theirs, ours, rng = models
+    dtype = jnp.bfloat16
     ids = random_ids(rng, theirs.config, 1, 6)
     half = jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, ours)
     for settings in STRATEGIES:
