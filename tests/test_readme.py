@@ -19,7 +19,7 @@ def blocks(language):
 def test_python(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     code = blocks("python")
-    assert len(code) == 3
+    assert len(code) == 4
     scope = {}
     for block in code:
         exec(compile(block, "README.md", "exec"), scope)  # noqa: S102
