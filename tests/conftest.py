@@ -45,9 +45,16 @@ def config() -> eb.BartConfig:
     )
 
 
-@pytest.fixture
-def quick_compilation():
-    """Takes half the time to compile what will run but once."""
-    jax.config.update("jax_disable_most_optimizations", True)  # noqa: FBT003
+@pytest.fixture(autouse=True)
+def quick_compilation(request):
+    """Takes half the time to compile what will run but once; slow tests compile fully."""
+    is_quick = request.node.get_closest_marker("slow") is None
+    jax.config.update("jax_disable_most_optimizations", is_quick)
     yield
+    jax.config.update("jax_disable_most_optimizations", False)  # noqa: FBT003
+
+
+@pytest.fixture
+def full_compilation(quick_compilation):
+    """Compiles as users do."""
     jax.config.update("jax_disable_most_optimizations", False)  # noqa: FBT003

@@ -614,7 +614,6 @@ def differ_in_a_tie(case: Case) -> bool:
     return tied
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("seed", range(60))
 def test_generate_under_random_settings(seed):
     if check(seed):

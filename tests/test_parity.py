@@ -64,8 +64,8 @@ def both(inputs, dtype):
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("seed", range(50))
 def test_all_outputs(seed, name, request):
-    if seed % 3:
-        request.getfixturevalue("quick_compilation")
+    if seed % 10 == 0:
+        request.getfixturevalue("full_compilation")
     rng = np.random.default_rng([seed, *name.encode()])
     config = random_config(rng)
     dtype = torch.float64 if seed % 3 == 0 else torch.float32
