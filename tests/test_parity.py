@@ -62,7 +62,10 @@ def both(inputs, dtype):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize(
+    "seed",
+    [*range(25), *(pytest.param(i, marks=pytest.mark.slow) for i in range(25, 50))],
+)
 def test_all_outputs(seed, name, request):
     if seed % 10 == 0:
         request.getfixturevalue("full_compilation")
