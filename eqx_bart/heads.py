@@ -350,9 +350,9 @@ class BartForConditionalGeneration(
         **Returns** the `GenerationOutput`.
 
         **Raises** `ValueError` if an id is outside the vocabulary, if a mask leaves nothing
-        of a row, or if a setting is impossible for this model,
-        contradicts another, or is not supported; `TypeError` if there is no such setting.
-        Source: HF's `GenerationMixin.generate`.
+        of a row, or if a setting is impossible for this model, contradicts another, or is
+        not supported; `TypeError` if there is no such setting. Source: HF's
+        `GenerationMixin.generate`.
         """
         return self._generate(
             self._generation_call(
@@ -397,8 +397,9 @@ class BartForConditionalGeneration(
             prompt = np.full((source.shape[0], 1), start, np.int32)
         else:
             names = ("decoder_input_ids", "decoder_attention_mask")
-            mask_of_prompt = decoder_attention_mask
-            prompt = masked_ids(decoder_input_ids, mask_of_prompt, vocab_size, names)
+            prompt = masked_ids(
+                decoder_input_ids, decoder_attention_mask, vocab_size, names
+            )
             prompt = with_start_token(prompt, start)
         inputs = GenerationInputs(prompt, input_ids, states, mask)
         return self._checked_call(inputs, config, logits_processors, key)

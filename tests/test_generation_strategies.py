@@ -375,6 +375,20 @@ def test_encoder_outputs_instead_of_the_source(models):
             ours.generate(ids, mask, **wrong)
 
 
+def test_inputs_that_do_not_fit(models):
+    _, ours, _ = models
+    ids = np.array([[5, 6], [7, 8]])
+    with pytest.raises(jaxtyping.TypeCheckError, match="attention_mask"):
+        ours.generate(ids, np.ones((2, 3), int))
+    with pytest.raises(ValueError, match="17 tokens is longer than the position table"):
+        ours.generate(np.full((1, 17), 5))
+    with pytest.raises(ValueError, match=r"decoder_input_ids\[1, 0\] is 30"):
+        ours.generate(ids, decoder_input_ids=np.array([[5], [30]]))
+    assert ours.generate(ids[:0], num_beams=2, max_new_tokens=3).sequences.shape == (0, 4)
+    with pytest.raises(ValueError, match="The batch is empty"):
+        ours.init_generation(ids[:0])
+
+
 def test_masks_that_leave_nothing(models):
     _, ours, _ = models
     ids, mask = np.array([[5, 6], [7, 8]]), np.array([[1, 0], [0, 0]])

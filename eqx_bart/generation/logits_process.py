@@ -337,8 +337,7 @@ class TopPLogitsWarper(LogitsProcessor):
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
     ) -> Scores:
         is_kept = _are_first(-scores, jax.nn.softmax(scores), self.top_p)
-        is_kept |= _is_among_top(scores, self.min_tokens_to_keep)
-        return jnp.where(is_kept, scores, -jnp.inf)
+        return _keep(scores, is_kept, scores, self.min_tokens_to_keep)
 
 
 class MinPLogitsWarper(LogitsProcessor):
@@ -354,8 +353,7 @@ class MinPLogitsWarper(LogitsProcessor):
         probabilities = jax.nn.softmax(scores)
         top = jnp.max(probabilities, axis=-1, keepdims=True)
         is_kept = probabilities >= self.min_p * top
-        is_kept |= _is_among_top(scores, self.min_tokens_to_keep)
-        return jnp.where(is_kept, scores, -jnp.inf)
+        return _keep(scores, is_kept, scores, self.min_tokens_to_keep)
 
 
 class TypicalLogitsWarper(LogitsProcessor):
@@ -371,8 +369,7 @@ class TypicalLogitsWarper(LogitsProcessor):
         log_probs = jax.nn.log_softmax(scores)
         surprise = jnp.abs(-log_probs - _entropy(log_probs))
         is_kept = _are_first(surprise, jnp.exp(log_probs), self.mass)
-        is_kept |= _is_among_top(-surprise, self.min_tokens_to_keep)
-        return jnp.where(is_kept, scores, -jnp.inf)
+        return _keep(scores, is_kept, -surprise, self.min_tokens_to_keep)
 
 
 class EpsilonLogitsWarper(LogitsProcessor):
@@ -385,8 +382,7 @@ class EpsilonLogitsWarper(LogitsProcessor):
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
     ) -> Scores:
         is_kept = jax.nn.softmax(scores) >= self.epsilon
-        is_kept |= _is_among_top(scores, self.min_tokens_to_keep)
-        return jnp.where(is_kept, scores, -jnp.inf)
+        return _keep(scores, is_kept, scores, self.min_tokens_to_keep)
 
 
 class EtaLogitsWarper(LogitsProcessor):
@@ -402,8 +398,7 @@ class EtaLogitsWarper(LogitsProcessor):
         log_probs = jax.nn.log_softmax(scores)
         eta = self.epsilon**0.5 * jnp.exp(-_entropy(log_probs))
         is_kept = jnp.exp(log_probs) >= jnp.minimum(self.epsilon, eta)
-        is_kept |= _is_among_top(scores, self.min_tokens_to_keep)
-        return jnp.where(is_kept, scores, -jnp.inf)
+        return _keep(scores, is_kept, scores, self.min_tokens_to_keep)
 
 
 class LogitNormalization(LogitsProcessor):
@@ -594,6 +589,16 @@ def _forbid_ngrams(
         is_repeated &= (token == suffix[:, i : i + 1]) & (token >= 0)
     forbidden = jnp.where(is_repeated, history[:, size - 1 :], -1)
     return scores.at[_places(scores, forbidden)].set(-jnp.inf, mode="drop")
+
+
+def _keep(
+    scores: Scores,
+    is_kept: Bool[Array, "rows vocab"],
+    merit: Float[Array, "rows vocab"],
+    at_least: int,
+) -> Scores:
+    """The scores that are kept, and those of the `at_least` largest in `merit`."""
+    return jnp.where(is_kept | _is_among_top(merit, at_least), scores, -jnp.inf)
 
 
 def _is_among_top(scores: Scores, k: int) -> Bool[Array, "rows vocab"]:

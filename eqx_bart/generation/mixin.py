@@ -215,8 +215,8 @@ class GenerationMixin(PretrainedModel):
             return cache
         tokens = prompt[:, :-1]
         positions = jnp.arange(length - 1) - jnp.argmax(prompt >= 0, axis=1)[:, None]
-        mask = cache.mask_tokens(tokens >= 0).mask(length - 1)
-        return self._extend(tokens, cache, jnp.maximum(positions, 0), mask)[1]
+        causal = cache.mask_tokens(tokens >= 0).mask(length - 1)
+        return self._extend(tokens, cache, jnp.maximum(positions, 0), causal)[1]
 
     def _decode(
         self,

@@ -38,12 +38,12 @@ class SampleState(GenerationState):
         """The state before the first step; see `initial_fields`."""
         shape = fields["ancestors"].shape
         row = jnp.arange(shape[1], dtype=jnp.int32)
-        fields["ancestors"] = jnp.broadcast_to(row[:, None], shape)
+        own = {"ancestors": jnp.broadcast_to(row[:, None], shape)}
         if keys is not None:
             fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
             keys = fold(keys, row)
         return cls(
-            **fields,
+            **fields | own,
             lengths=jnp.full(shape[:2], fields["input_ids"].shape[-1], jnp.int32),
             log_probs=(
                 jnp.zeros(shape, dtype) if fields["config"].output_token_log_probs else None
