@@ -38,7 +38,7 @@ class SampleState(GenerationState):
         """The state before the first step; see `initial_fields`."""
         shape = fields["ancestors"].shape
         row = jnp.arange(shape[1], dtype=jnp.int32)
-        own = {"ancestors": jnp.broadcast_to(row[:, None], shape)}
+        own: dict[str, Any] = {"ancestors": jnp.broadcast_to(row[:, None], shape)}
         if keys is not None:
             fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
             keys = fold(keys, row)
