@@ -7,7 +7,8 @@ from jaxtyping import install_import_hook as _install_import_hook
 # it is traced. `JAXTYPING_DISABLE=1` turns that off.
 with _install_import_hook("eqx_bart", "beartype.beartype"):
     from .cache import BartCache, KeyValues
-    from .checkpoint import BUILTIN_MODEL, CheckpointError
+    from .checkpoint.errors import CheckpointError
+    from .checkpoint.pretrained import BUILTIN_MODEL
     from .config import BartConfig
     from .generation import (
         GenerationConfig,

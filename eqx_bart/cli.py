@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from .checkpoint import BUILTIN_MODEL
+from .checkpoint.pretrained import BUILTIN_MODEL
 from .heads import BartForConditionalGeneration
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, cast, no_type_check
 import numpy as np
 
 from .activations import ACTIVATIONS
+from .checkpoint.json_files import read_json, write_json
 
 
 _POSITIVE = (
@@ -294,29 +294,6 @@ def as_id_tuple(ids: int | tuple[int, ...] | None) -> tuple[int, ...]:
     if ids is None:
         return ()
     return (ids,) if isinstance(ids, int) else ids
-
-
-def read_json(path: Path, name: str) -> dict[str, Any]:
-    """Reads the JSON object at `path`, or at `path / name` if that is a directory."""
-    file = path / name if path.is_dir() else path
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"There is no {name} at {path}: give a checkpoint directory or the file."
-        )
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} holds a {type(values).__name__}, not a JSON object.")
-    return values
-
-
-def write_json(directory: Path, name: str, values: Mapping[str, Any]) -> None:
-    """Writes `values` to `directory / name`, which is made if need be."""
-    directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
-    (directory / name).write_text(text + "\n", encoding="utf-8")
 
 
 def _is_int(value: Any) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from .cache import BartCache, check_max_length
-from .checkpoint import PretrainedModel
+from .checkpoint.pretrained import PretrainedModel
 from .checks import ArrayLike, error_if, Mask
 from .config import as_id_tuple, BartConfig
 from .decoder import BartDecoder

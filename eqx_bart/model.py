@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from .cache import BartCache, check_max_length
-from .checkpoint import PretrainedModel
+from .checkpoint.pretrained import PretrainedModel
 from .checks import ArrayLike, as_indices, Mask
 from .config import BartConfig
 from .decoder import BartDecoder

@@ -1,15 +1,15 @@
 """HF's PyTorch BART as the oracle: random configs, inputs and weights, and comparisons."""
 
 import math
+import pathlib
+import tempfile
 
-import equinox as eqx
 import numpy as np
 import torch
 import transformers
 
 import eqx_bart as eb
-from eqx_bart.checkpoint.safetensors import StoredTensor
-from eqx_bart.checkpoint.weights import load_weights
+from eqx_bart.checkpoint.safetensors import write_safetensors
 
 
 CLASSES = {
@@ -75,13 +75,11 @@ def random_model(
 def convert(model: torch.nn.Module):
     """Our model with the config and the weights of HF's, in inference mode."""
     config = eb.BartConfig.from_dict(model.config.to_dict())
-    tensors = {
-        name: StoredTensor(tuple(tensor.shape), lambda tensor=tensor: tensor.numpy())
-        for name, tensor in model.state_dict().items()
-    }
-    cls = CLASSES[type(model).__name__]
-    model = load_weights(lambda key: cls(config, key=key), tensors, dtype=None, key=None)
-    return eqx.nn.inference_mode(model)
+    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    with tempfile.TemporaryDirectory() as directory:
+        file = pathlib.Path(directory, "model.safetensors")
+        write_safetensors(file, tensors)
+        return CLASSES[type(model).__name__].from_pretrained(file, config=config)
 
 
 def random_ids(

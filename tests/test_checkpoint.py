@@ -178,7 +178,7 @@ def test_shards(saved):
     with pytest.raises(eb.CheckpointError, match="disagree about x"):
         eb.BartForConditionalGeneration.from_pretrained(directory)
     index.unlink()
-    with pytest.raises(eb.CheckpointError, match=r"holds neither model.safetensors nor"):
+    with pytest.raises(eb.CheckpointError, match="has no weights: it holds none of"):
         eb.BartForConditionalGeneration.from_pretrained(directory)
 
 

@@ -1,81 +1,66 @@
-"""Reading and writing `model.safetensors`, whole or in shards.
+"""Reading and writing safetensors files.
 
-Source: the safetensors format, and HF's `model.safetensors.index.json`.
+Source: the safetensors format, https://huggingface.co/docs/safetensors.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ..config import read_json
 from .errors import CheckpointError
+from .json_files import parse_json
+from .tensors import StoredTensor
 
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class StoredTensor:
-    """A tensor that `load` reads from its file."""
+def read_safetensors(file: Path) -> dict[str, StoredTensor]:
+    """The tensors in `file`, by name.
 
-    shape: tuple[int, ...]
-    load: Callable[[], np.ndarray]
-
-
-def read_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """The tensors of the checkpoint in `directory`, by name.
-
-    **Raises** `CheckpointError` if there is none, or if its files do not fit together.
+    **Raises** `CheckpointError` if it is malformed.
     """
-    if (directory / WEIGHTS).is_file():
-        return _read_file(directory / WEIGHTS)
-    if (directory / INDEX).is_file():
-        return _read_shards(directory)
-    raise CheckpointError(f"{directory} holds neither {WEIGHTS} nor {INDEX}.")
-
-
-def _read_shards(directory: Path) -> dict[str, StoredTensor]:
-    weight_map = read_json(directory, INDEX).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{directory / INDEX} has no weight_map.")
-    tensors: dict[str, StoredTensor] = {}
-    for shard in sorted(set(weight_map.values())):
-        if shard != Path(shard).name or not (directory / shard).is_file():
-            raise CheckpointError(
-                f"{directory / INDEX} names the shard {shard!r}, which is not beside it."
-            )
-        in_shard = _read_file(directory / shard)
-        listed = {name for name, file in weight_map.items() if file == shard}
-        if listed != in_shard.keys():
-            raise CheckpointError(
-                f"{directory / shard} and {INDEX} disagree about "
-                f"{', '.join(sorted(listed ^ in_shard.keys()))}."
-            )
-        tensors |= in_shard
-    return tensors
-
-
-def _read_file(file: Path) -> dict[str, StoredTensor]:
     try:
-        handle = safetensors.safe_open(file, framework="numpy")
-        return {
-            name: StoredTensor(
-                tuple(handle.get_slice(name).get_shape()),
-                lambda name=name: handle.get_tensor(name),
-            )
-            for name in handle.keys()  # noqa: SIM118, it cannot be iterated itself
-        }
-    except safetensors.SafetensorError as error:
+        # Opening it checks that the tensors fill the file and do not overlap.
+        with safetensors.safe_open(file, framework="numpy"):
+            pass
+        with file.open("rb") as handle:
+            header_size = int.from_bytes(handle.read(8), "little")
+            header = parse_json(handle.read(header_size))
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not a safetensors file: {error}") from error
+    header.pop("__metadata__", None)
+    start = 8 + header_size
+    return {name: _stored(file, start, name, entry) for name, entry in header.items()}
 
 
-def write_tensors(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes `tensors` as the checkpoint in `directory`."""
-    directory.mkdir(parents=True, exist_ok=True)
+def _stored(file: Path, start: int, name: str, entry: Mapping) -> StoredTensor:
+    if entry["dtype"] not in _DTYPES:
+        raise CheckpointError(
+            f"{file}: {name} is stored as {entry['dtype']}, which is none of "
+            f"{', '.join(_DTYPES)}."
+        )
+    begin, end = entry["data_offsets"]
+    span = (start + begin, end - begin)
+    return StoredTensor(file, (span,), _DTYPES[entry["dtype"]], tuple(entry["shape"]))
+
+
+def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes `tensors` to `file`, with the metadata that HF's readers look for."""
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    safetensors.numpy.save_file(contiguous, directory / WEIGHTS, {"format": "pt"})
+    safetensors.numpy.save_file(contiguous, file, {"format": "pt"})

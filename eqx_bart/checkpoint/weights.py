@@ -13,7 +13,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from ..layers import Buffer
 from .errors import CheckpointError
-from .safetensors import StoredTensor
+from .tensors import StoredTensor
 from .weight_map import (
     Absent,
     canonical,
@@ -53,9 +53,10 @@ def load_weights(
     shapes = {canonical(n): x for n, x in _named_leaves(template) if _is_weight(x)}
     stored = _match(template, shapes, tensors, key)
     dtype = _floating_dtype(dtype)
+    # The largest first, when there is least beside them in memory.
+    by_size = sorted(stored, key=lambda name: stored[name].nbytes, reverse=True)
     arrays = {
-        name: _from_tensor(name, tensor, shapes[name], dtype)
-        for name, tensor in stored.items()
+        name: _from_tensor(name, stored[name], shapes[name], dtype) for name in by_size
     }
     dtype = dtype or next((x.dtype for x in arrays.values()), jnp.float32)
     absent = {name: rule_for(name).absent for name in shapes if name not in arrays}
@@ -139,21 +140,23 @@ def _tying_problems(names: list[str], tensors: Mapping[str, StoredTensor]) -> li
     """What is wrong with several copies of one tied tensor: they may differ."""
     if len(names) == 1:
         return []
-    first = tensors[names[0]].load()
+    first = tensors[names[0]]
     return [
         f"{name}: differs from {names[0]}, though the config ties them; if they are meant "
         "to differ, set tie_word_embeddings to false"
         for name in names[1:]
-        if not _is_same(tensors[name].load(), first)
+        if not _is_same(tensors[name], first)
     ]
 
 
-def _is_same(a: np.ndarray, b: np.ndarray) -> bool:
+def _is_same(a: StoredTensor, b: StoredTensor) -> bool:
     """Whether two tensors agree bit for bit, NaNs included."""
+    if a == b:
+        return True
     if (a.shape, a.dtype) != (b.shape, b.dtype):
         return False
     bits = f"u{a.dtype.itemsize}"
-    return np.array_equal(a.view(bits), b.view(bits))
+    return np.array_equal(a.load().view(bits), b.load().view(bits))
 
 
 def _floating_dtype(dtype: Any) -> Any:
@@ -188,19 +191,19 @@ def _draw_heads(
 
 
 def _from_tensor(name: str, tensor: StoredTensor, leaf: Any, dtype: Any) -> Any:
-    value, layout = tensor.load(), rule_for(name).layout
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise CheckpointError(f"{name} is stored as {value.dtype}, not as floats.")
-    if jax.dtypes.canonicalize_dtype(dtype or value.dtype) != (dtype or value.dtype):
+    layout, dtype = rule_for(name).layout, dtype or tensor.dtype
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise CheckpointError(f"{name} is stored as {tensor.dtype}, not as floats.")
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise CheckpointError(
-            f"Weights of {dtype or value.dtype} need JAX's 64-bit mode: enable "
-            "jax_enable_x64, or pass dtype=jax.numpy.float32."
+            f"Weights of {dtype} need JAX's 64-bit mode: enable jax_enable_x64, or pass "
+            "dtype=jax.numpy.float32."
         )
-    if layout is Layout.TRANSPOSED:
-        value = value.T
+    value = tensor.load().astype(dtype, copy=False)
     if layout is Layout.BUFFER:
-        return Buffer(jnp.asarray(_fit_width(value, leaf.bits.shape[-1]), dtype))
-    return jnp.asarray(value, dtype)
+        return Buffer(_fit_width(value, leaf.bits.shape[-1]))
+    # On the CPU JAX takes over the memory, unless it has to lay it out anew.
+    return jax.device_put(value.T if layout is Layout.TRANSPOSED else value)
 
 
 def _fit_width(bias: np.ndarray, width: int) -> np.ndarray:

@@ -7,14 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, no_type_check
 
-from ..config import (
-    as_id_tuple,
-    BartConfig,
-    plain_fields,
-    read_json,
-    SEVERAL_IDS,
-    write_json,
-)
+from ..checkpoint.json_files import read_json, write_json
+from ..config import as_id_tuple, BartConfig, plain_fields, SEVERAL_IDS
 
 
 # HF's settings that would change the result and that `generate` does not have, with the

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from ..cache import BartCache
-from ..checkpoint import PretrainedModel
+from ..checkpoint.pretrained import PretrainedModel
 from ..decoder import BartDecoder
 from ..layers import Embedding
 from .beam_search import BeamSearchState

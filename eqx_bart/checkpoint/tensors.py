@@ -1,0 +1,82 @@
+"""A tensor as it lies in a file, whatever the format of the file."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+
+from .errors import CheckpointError
+
+
+# What JAX wants of a buffer that it takes over without copying.
+_ALIGNMENT = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file, which `load` reads. Nothing of it is read before.
+
+    **Fields:**
+
+    - `file`: the file.
+    - `spans`: offset and size in bytes of the pieces of the file that, joined, hold the
+        elements; little-endian, not compressed, and inside the file.
+    - `dtype`: the dtype of the elements.
+    - `shape`: the shape, which PyTorch's tensor of this name has.
+    - `strides`: in elements; row-major where it is `None`.
+
+    **Raises** `CheckpointError` unless the strides stay inside the spans, and there is an
+    element of its own for each entry.
+    """
+
+    file: Path
+    spans: tuple[tuple[int, int], ...]
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        num_stored, odd = divmod(sum(size for _, size in self.spans), self.dtype.itemsize)
+        size = math.prod(self.shape)
+        last = size - 1
+        if self.strides is not None and size:
+            steps = zip(self.shape, self.strides, strict=True)
+            last = sum((length - 1) * stride for length, stride in steps)
+        if odd or min((0, *self.shape, *(self.strides or ()))) < 0:
+            raise CheckpointError("its shape, strides or size in bytes make no sense")
+        if max(size, last + 1) > num_stored:
+            raise CheckpointError(
+                f"the shape {list(self.shape)} with strides {self.strides} is more than "
+                f"the {num_stored} elements stored"
+            )
+
+    @property
+    def nbytes(self) -> int:
+        """The size in bytes of the array that `load` returns."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def load(self) -> np.ndarray:
+        """The tensor, in memory of its own.
+
+        **Raises** `CheckpointError` if the file ends before the tensor does.
+        """
+        storage = _aligned_bytes(sum(size for _, size in self.spans))
+        rest = memoryview(storage)
+        with self.file.open("rb") as file:
+            for offset, size in self.spans:
+                file.seek(offset)
+                if file.readinto(rest[:size]) != size:
+                    raise CheckpointError(f"{self.file} ends early: it has changed.")
+                rest = rest[size:]
+        elements = storage.view(self.dtype)
+        if self.strides is None:
+            return elements[: math.prod(self.shape)].reshape(self.shape)
+        strides = [stride * self.dtype.itemsize for stride in self.strides]
+        return np.lib.stride_tricks.as_strided(elements, self.shape, strides)
+
+
+def _aligned_bytes(size: int) -> np.ndarray:
+    storage = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -storage.ctypes.data % _ALIGNMENT
+    return storage[start : start + size]
