@@ -23,6 +23,14 @@ with _install_import_hook("eqx_bart", "beartype.beartype"):
         BartForQuestionAnswering,
         BartForSequenceClassification,
     )
+    from .losses import (
+        chunked_cross_entropy,
+        classification_loss,
+        cross_entropy,
+        LossSum,
+        question_answering_loss,
+        seq2seq_loss,
+    )
     from .model import BartModel, shift_tokens_right
     from .outputs import (
         BaseModelOutput,
@@ -33,6 +41,7 @@ with _install_import_hook("eqx_bart", "beartype.beartype"):
         Seq2SeqQuestionAnsweringModelOutput,
         Seq2SeqSequenceClassifierOutput,
     )
+    from .training import cast, gradient_checkpointing, trainable
 
 
 __all__ = [
@@ -53,10 +62,19 @@ __all__ = [
     "GenerationState",
     "KeyValues",
     "LogitsProcessor",
+    "LossSum",
     "PrefixConstrainedLogitsProcessor",
     "Seq2SeqLMOutput",
     "Seq2SeqModelOutput",
     "Seq2SeqQuestionAnsweringModelOutput",
     "Seq2SeqSequenceClassifierOutput",
+    "cast",
+    "chunked_cross_entropy",
+    "classification_loss",
+    "cross_entropy",
+    "gradient_checkpointing",
+    "question_answering_loss",
+    "seq2seq_loss",
     "shift_tokens_right",
+    "trainable",
 ]

@@ -10,6 +10,8 @@ from typing import Any, cast, no_type_check
 import numpy as np
 
 from .activations import ACTIVATIONS
+from .checkpoint.errors import CheckpointError
+from .checkpoint.hub import locate
 from .checkpoint.json_files import read_json, write_json
 
 
@@ -23,6 +25,7 @@ _POSITIVE = (
     "decoder_ffn_dim",
     "num_labels",
 )
+_MAX_LABELS = 10**6  # a name is made for each
 _NON_NEGATIVE = ("encoder_layers", "decoder_layers")
 _PROBABILITIES = (
     "dropout",
@@ -140,6 +143,10 @@ class BartConfig:
             names = _ordered_labels(names)
             count = len(names) if count is None else count
         count = 3 if count is None else count
+        if _is_int(count) and count > _MAX_LABELS:
+            raise ValueError(
+                f"BartConfig: num_labels must be at most {_MAX_LABELS}; it is {count}."
+            )
         if names is None or names == _label_names(len(names)):
             names = _label_names(count) if _is_int(count) else ()
         self._set("num_labels", count)
@@ -153,6 +160,8 @@ class BartConfig:
         for name in _PROBABILITIES:
             _check(self, name, lambda v: _is_real(v) and 0 <= v < 1, "lie in [0, 1)")
         _check(self, "init_std", lambda v: _is_real(v) and v >= 0, "be 0 or more")
+        for name in (*_PROBABILITIES, "init_std"):
+            self._set(name, float(getattr(self, name)))
         for name in ("scale_embedding", "tie_word_embeddings"):
             _check(self, name, lambda v: isinstance(v, bool), "be true or false")
         for side in ("encoder", "decoder"):
@@ -250,26 +259,51 @@ class BartConfig:
         return {"model_type": "bart", **values, **extra}
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **overrides: Any) -> "BartConfig":
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        **overrides: Any,
+    ) -> "BartConfig":
         """Reads `config.json`.
 
         **Arguments:**
 
-        - `path`: the file, or the directory that holds it.
+        - `path`: the file, the directory that holds it, or the name of a model on the
+            Hugging Face hub.
+        - `revision`, `token`, `cache_dir`, `local_files_only`: for the hub; see
+            `huggingface_hub.hf_hub_download`.
         - `overrides`: fields to set otherwise than the file does. Another `num_labels`
             replaces the labels' names.
 
-        **Raises** `FileNotFoundError` if there is no such file, `ValueError` if it is
-        not the JSON of a BART config.
+        **Raises** `CheckpointError` if there is nothing at `path`, if the hub does not give
+        it, or if it is not the JSON of a BART config; `FileNotFoundError` if the directory
+        holds no such file.
         """
-        values = read_json(Path(path), "config.json")
-        if overrides.get("num_labels") not in (
-            None,
-            len(values.get("id2label") or ()),
-        ):
-            values.pop("id2label", None)
-            values.pop("label2id", None)
-        return cls.from_dict({**values, **overrides})
+        path = locate(
+            path,
+            weights=False,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        values = read_json(path, "config.json")
+        try:
+            if overrides.get("num_labels") not in (
+                None,
+                len(values.get("id2label") or ()),
+            ):
+                values.pop("id2label", None)
+                values.pop("label2id", None)
+            return cls.from_dict({**values, **overrides})
+        except Exception as error:
+            changed = f" with {overrides}" if overrides else ""
+            raise CheckpointError(f"config.json at {path}{changed}: {error}") from error
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes `config.json` into `directory`, which is made if need be."""
@@ -301,7 +335,8 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_real(value: Any) -> bool:
-    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+    is_float = isinstance(value, float) and math.isfinite(value)
+    return is_float or (_is_int(value) and abs(value) < 2**53)
 
 
 def _check(config: BartConfig, name: str, is_valid: Any, expected: str) -> None:

@@ -9,6 +9,7 @@ from .cache import BartCache, KeyValues
 from .checks import ArrayLike, Mask
 from .config import BartConfig
 from .layers import (
+    Checkpointing,
     embed,
     Embedding,
     feed_forward,
@@ -116,6 +117,7 @@ class BartDecoder(eqx.Module):
     layers: tuple[BartDecoderLayer, ...]
     dropout: eqx.nn.Dropout
     layerdrop: LayerDrop
+    checkpointing: Checkpointing | None = eqx.field(static=True)
 
     def __init__(
         self, config: BartConfig, embed_tokens: Embedding | None, *, key: PRNGKeyArray
@@ -132,6 +134,7 @@ class BartDecoder(eqx.Module):
         self.layers = tuple(BartDecoderLayer(config, key=key) for key in layer_keys)
         self.dropout = eqx.nn.Dropout(config.dropout)
         self.layerdrop = LayerDrop(config.decoder_layerdrop)
+        self.checkpointing = None
 
     def cross_attention(
         self, encoder_hidden_states: Float[Array, "batch source d_model"]
@@ -265,7 +268,8 @@ class BartDecoder(eqx.Module):
             key_values = layer.self_attn.key_values(hidden)
             if cache is not None:
                 key_values = cache.self_attention[i].write(key_values, cache.length)
-            new, weights, cross_weights = layer(
+            apply = layer if self.checkpointing is None else self.checkpointing(layer)
+            new, weights, cross_weights = apply(
                 hidden,
                 key_values,
                 mask,

@@ -8,6 +8,7 @@ from .attention import Attention, padding_mask
 from .checks import ArrayLike, Mask
 from .config import BartConfig
 from .layers import (
+    Checkpointing,
     embed,
     Embedding,
     feed_forward,
@@ -94,6 +95,7 @@ class BartEncoder(eqx.Module):
     layers: tuple[BartEncoderLayer, ...]
     dropout: eqx.nn.Dropout
     layerdrop: LayerDrop
+    checkpointing: Checkpointing | None = eqx.field(static=True)
 
     def __init__(
         self, config: BartConfig, embed_tokens: Embedding | None, *, key: PRNGKeyArray
@@ -110,6 +112,7 @@ class BartEncoder(eqx.Module):
         self.layers = tuple(BartEncoderLayer(config, key=key) for key in layer_keys)
         self.dropout = eqx.nn.Dropout(config.dropout)
         self.layerdrop = LayerDrop(config.encoder_layerdrop)
+        self.checkpointing = None
 
     def __call__(
         self,
@@ -135,7 +138,8 @@ class BartEncoder(eqx.Module):
         hidden_states, attentions = [hidden], []
         for layer, layer_key in zip(self.layers, layer_keys, strict=True):
             drop_key, layer_key = split_key(layer_key, 2)
-            new, weights = layer(hidden, mask, key=layer_key)
+            apply = layer if self.checkpointing is None else self.checkpointing(layer)
+            new, weights = apply(hidden, mask, key=layer_key)
             hidden = self.layerdrop(new, hidden, key=drop_key)
             if output_hidden_states:
                 hidden_states.append(hidden)

@@ -191,18 +191,29 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         return self._head(outputs, input_ids, key=head_key)
 
 
-def _lm_logits(
-    hidden_states: Float[Array, "batch length d_model"],
-    lm_head: Linear | None,
-    embed_tokens: Embedding,
-) -> Float[Array, "batch length vocab"]:
-    """The logits of `lm_head`, or, where it is tied, of the token embeddings."""
-    if lm_head is not None:
-        return lm_head(hidden_states)
-    batch, length, d_model = hidden_states.shape
-    rows = hidden_states.reshape(batch * length, d_model)
-    logits = dot_transposed(rows, embed_tokens.weight).astype(hidden_states.dtype)
-    return logits.reshape(batch, length, logits.shape[-1])
+class Projection(eqx.Module):
+    """From hidden states to logits: by `lm_head` or, where that is tied, by the token
+    embeddings, and with `final_logits_bias` where there is one."""
+
+    lm_head: Linear | Embedding
+    final_logits_bias: Buffer | None = None
+
+    def __call__(
+        self, hidden_states: Float[Array, "batch length d_model"]
+    ) -> Float[Array, "batch length vocab"]:
+        """The logits, in the dtype of the hidden states."""
+        logits = self._product(hidden_states)
+        if self.final_logits_bias is not None:
+            logits = logits + self.final_logits_bias.value.astype(logits.dtype)
+        return logits
+
+    def _product(self, hidden_states: Array) -> Array:
+        if isinstance(self.lm_head, Linear):
+            return self.lm_head(hidden_states)
+        batch, length, d_model = hidden_states.shape
+        rows = hidden_states.reshape(batch * length, d_model)
+        logits = dot_transposed(rows, self.lm_head.weight).astype(hidden_states.dtype)
+        return logits.reshape(batch, length, logits.shape[-1])
 
 
 def _new_lm_head(config: BartConfig, *, key: PRNGKeyArray) -> Linear | None:
@@ -271,11 +282,15 @@ class BartForConditionalGeneration(
             config
         )
 
+    @property
+    def projection(self) -> Projection:
+        """What makes logits of the trunk's last hidden state."""
+        return Projection(self.lm_head or self.model.shared, self.final_logits_bias)
+
     def _logits(
         self, hidden_states: Float[Array, "batch length d_model"]
     ) -> Float[Array, "batch length vocab"]:
-        logits = _lm_logits(hidden_states, self.lm_head, self.model.shared)
-        return logits + self.final_logits_bias.value.astype(logits.dtype)
+        return self.projection(hidden_states)
 
     def _head(
         self,
@@ -684,7 +699,7 @@ class BartForCausalLM(GenerationMixin):
     def _logits(
         self, hidden_states: Float[Array, "batch length d_model"]
     ) -> Float[Array, "batch length vocab"]:
-        return _lm_logits(hidden_states, self.lm_head, self._decoder_embed_tokens)
+        return Projection(self.lm_head or self._decoder_embed_tokens)(hidden_states)
 
     def generate(
         self,

@@ -4,6 +4,10 @@ Weights are stored as the hardware likes them: a `Linear` maps with `x @ weight`
 its weight is `[in, out]`, the transpose of what PyTorch stores.
 """
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,6 +16,8 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt
 from .activations import ACTIVATIONS
 from .checks import ArrayLike, check_range
 
+
+ModuleT = TypeVar("ModuleT", bound=eqx.Module)
 
 #: The row of the position table that holds position 0, a relic of fairseq's padding.
 POSITION_OFFSET = 2
@@ -248,6 +254,26 @@ class LayerDrop(eqx.Module):
         return jnp.where(jax.random.bernoulli(key, self.p), old, new)
 
 
+@dataclasses.dataclass(frozen=True)
+class Checkpointing:
+    """That a stack keeps the inputs of its layers alone for the gradient, and computes the
+    rest anew; `policy` is that of `jax.checkpoint`, and says what else to keep."""
+
+    policy: Callable[..., Any] | None = None
+
+    def __call__(self, layer: Callable[..., Any]) -> Callable[..., Any]:
+        """`layer`, checkpointed."""
+        return eqx.filter_checkpoint(layer, policy=self.policy)
+
+
+def with_static(module: ModuleT, **fields: Any) -> ModuleT:
+    """A copy of `module` with other static fields, which `equinox.tree_at` cannot reach."""
+    module = jax.tree.map(lambda leaf: leaf, module)
+    for name, value in fields.items():
+        object.__setattr__(module, name, value)
+    return module
+
+
 class Buffer(eqx.Module):
     """An array that belongs to a model but is not one of its parameters.
 
@@ -264,6 +290,11 @@ class Buffer(eqx.Module):
         unsigned = jnp.dtype(f"uint{8 * value.dtype.itemsize}")
         self.bits = jax.lax.bitcast_convert_type(value, unsigned)
         self.dtype = value.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array."""
+        return self.bits.shape
 
     @property
     def value(self) -> Float[Array, "*shape"]:

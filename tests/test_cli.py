@@ -6,10 +6,13 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
+import safetensors.torch
+import torch
 
 import eqx_bart as eb
 from eqx_bart.cli import main
@@ -59,7 +62,7 @@ def test_standard_input_and_settings(capsys, monkeypatch):
         (["hello", " "], "input 2 is empty"),
         (["x" * 70], "input 1 has 72 tokens and the model reads at most 64"),
         (["--input", "nowhere.txt"], "nowhere.txt"),
-        (["--model", "nowhere", "hello"], "There is no config.json at nowhere"),
+        (["--model", "./nowhere", "hello"], "There is no file or directory './nowhere'"),
         (["--device", "abacus", "hello"], "there is no device 'abacus' here"),
         (["--set", "guidance_scale=2", "hello"], "does not support guidance_scale=2"),
         (["--set", "beams=4", "hello"], "generate has no setting beams"),
@@ -111,3 +114,69 @@ def test_as_a_module_with_progress_on_a_terminal(tmp_path):
     out, _ = process.communicate()
     assert out.decode() == quiet.stdout
     assert "generating" in shown.decode(errors="replace")
+
+
+def test_info(capsys, tmp_path):
+    assert main(["info", str(eb.BUILTIN_MODEL)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"token embeddings +1 +13,056 +float32 +52,224", out)
+    assert re.search(r"all +134 +1,419,110 +5,676,440", out)
+    assert "layers 3+3, heads 4+4" in out
+    assert main(["info", "--json", str(eb.BUILTIN_MODEL)]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["format"] == "safetensors"
+    assert about["config"]["d_model"] == 128
+    assert not (about["problems"] or about["new weights"] or about["unused"])
+
+    state = safetensors.torch.load_file(eb.BUILTIN_MODEL / "model.safetensors")
+    del state["model.encoder.layers.0.fc1.bias"]
+    state["model.encoder.layers.9.fc1.bias"] = torch.zeros(3)
+    state["my_head"] = torch.zeros(3, dtype=torch.int64)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    shutil.copy(eb.BUILTIN_MODEL / "config.json", tmp_path)
+    assert main(["info", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert "pytorch_model.bin (PyTorch)" in out
+    assert "problems: encoder.layers.0.fc1.bias: missing" in out
+    assert "problems: encoder.layers.9.fc1.bias: unexpected" in out
+    assert re.search(r"head +1 +3 +int64 +24", out)
+    assert "unused: my_head" in out
+    assert "BartForConditionalGeneration cannot be loaded from" in err
+
+
+def test_info_of_a_model_that_is_not_ours(capsys, config, tmp_path):
+    config.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"architectures": ["BartForFun"]}))
+    shutil.copy(eb.BUILTIN_MODEL / "model.safetensors", tmp_path)
+    assert main(["info", str(tmp_path)]) == 1
+    assert "that of BartForFun, which is none of BartModel, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float64"])
+def test_convert(dtype, capsys, tmp_path):
+    state = safetensors.torch.load_file(eb.BUILTIN_MODEL / "model.safetensors")
+    source, destination = tmp_path / "source", tmp_path / "destination"
+    shutil.copytree(eb.BUILTIN_MODEL, source)
+    (source / "model.safetensors").unlink()
+    torch.save(state, source / "pytorch_model.bin")
+    arguments = ["convert", str(source), str(destination), "--max-shard-size", "2MB"]
+    arguments += [] if dtype is None else ["--dtype", dtype]
+    assert main(arguments) == 0
+    assert "read back and the same" in capsys.readouterr().out
+    converted = {}
+    for file in destination.glob("model-*.safetensors"):
+        converted |= safetensors.torch.load_file(file)
+    assert len(list(destination.glob("model-*.safetensors"))) > 1
+    assert converted.keys() == state.keys()
+    for name, tensor in state.items():
+        assert torch.equal(converted[name], tensor.to(getattr(torch, dtype or "float32")))
+    assert (destination / "tokenizer.json").is_file()
+
+    assert main(arguments) == 1
+    assert "pass --overwrite" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+    arguments[arguments.index("2MB")] = "three"
+    assert main([*arguments, "--overwrite"]) == 1
+    assert "max_shard_size must be" in capsys.readouterr().err

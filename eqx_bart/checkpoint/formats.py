@@ -112,7 +112,7 @@ def shards(index: Path) -> dict[str, list[str]]:
         raise CheckpointError(f"{index} has no weight_map.")
     names: dict[str, list[str]] = {}
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or shard != Path(shard).name:
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard:
             raise CheckpointError(
                 f"{index} names the shard {shard!r}, which is not the name of a file "
                 "beside it."
@@ -123,10 +123,10 @@ def shards(index: Path) -> dict[str, list[str]]:
 
 def _beside(index: Path, shard: str) -> Path:
     """The shard's path. A link may lead to a neighbour or, in the cache of the hub, to
-    the blobs, and nowhere else."""
+    the blobs of the model or of all models, and nowhere else."""
     directory, file = index.parent.resolve(), index.parent / shard
-    allowed = {directory, directory.parents[min(1, len(directory.parents) - 1)] / "blobs"}
-    if not file.is_file() or file.resolve().parent not in allowed:
+    allowed = {directory, *(parent / "blobs" for parent in directory.parents[1:3])}
+    if not file.is_file() or allowed.isdisjoint(file.resolve().parents[:2]):
         raise CheckpointError(
             f"{index} names the shard {shard!r}, which is not beside it, or a link that "
             "leads away."

@@ -1,6 +1,19 @@
-"""Where a checkpoint comes from: this machine, or the Hugging Face hub."""
+"""Where a checkpoint comes from: this machine, or the Hugging Face hub.
 
+`huggingface_hub` is imported where it is used, because it settles its environment
+variables when it is imported.
+"""
+
+import dataclasses
+import os
 from pathlib import Path
+
+from .errors import CheckpointError
+from .formats import FORMATS, shards
+
+
+# Whatever ends like this is a file, not a model on the hub.
+_SUFFIXES = (".json", *(suffix for format_ in FORMATS for suffix in format_.suffixes))
 
 
 def locate(
@@ -12,5 +25,152 @@ def locate(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """The directory or file at `path`, or what the hub has under that name."""
-    return Path(path)
+    """The directory or file at `path`, or a directory with the model of that name.
+
+    From the hub come `config.json`, `generation_config.json` if there is one, and weights
+    in the first of the `FORMATS` that there is: all of the same commit, and only what
+    the cache of `huggingface_hub` lacks.
+
+    **Arguments:**
+
+    - `path`: what is on this machine or, as a string, the name of a model on the hub.
+    - `weights`: whether weights are wanted.
+    - `revision`: the branch, tag or commit; `main` by default.
+    - `token`: the hub's token; by default that of `HF_TOKEN` or of `hf auth login`.
+    - `cache_dir`: the cache; that of `huggingface_hub` by default.
+    - `local_files_only`: whether to do with what is in the cache, as `HF_HUB_OFFLINE` does.
+
+    **Raises** `CheckpointError` if there is nothing of that name, or not all of it can be
+    had.
+    """
+    if os.path.exists(path):  # noqa: PTH110  # a Path's own raises if the name is too long
+        return Path(path)
+    if isinstance(path, Path) or not _may_be_on_hub(path):
+        raise CheckpointError(
+            f"There is no file or directory {str(path)!r}. A model on the Hugging Face hub "
+            "has a name like 'facebook/bart-base'."
+        )
+    from huggingface_hub import is_offline_mode
+
+    offline = local_files_only or is_offline_mode()
+    model = _HubModel(path, revision, token, cache_dir, offline)
+    directory = model.get("config.json").parent
+    # Its name is the commit. Someone may push another before the last file is here.
+    model = dataclasses.replace(
+        model, revision=directory.name, cache_dir=directory.parents[2]
+    )
+    model.find("generation_config.json")
+    if weights:
+        model.get_weights()
+    return directory
+
+
+def _may_be_on_hub(path: str) -> bool:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return not path.endswith(_SUFFIXES)
+
+
+@dataclasses.dataclass(frozen=True)
+class _HubModel:
+    """A model on the hub, or what the cache has of it if `offline`."""
+
+    name: str
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    offline: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} (revision {self.revision or 'main'})"
+
+    def get_weights(self) -> None:
+        """Gets the file or the shards of the first format that there is."""
+        for format_ in FORMATS:
+            if self.find(format_.weights):
+                return
+            if index := self.find(format_.index):
+                for shard in shards(index):
+                    self.get(shard)
+                return
+        place = "The cache" if self.offline else "The Hugging Face hub"
+        names = ", ".join(format_.weights for format_ in FORMATS)
+        raise CheckpointError(
+            f"{place} has no weights of {self}: none of {names}, and no index of shards."
+        )
+
+    def find(self, file: str) -> Path | None:
+        """The file, or none if there is none; `revision` must be a commit.
+
+        **Raises** `CheckpointError` if that cannot be told.
+        """
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+        cached = try_to_load_from_cache(self.name, file, self.cache_dir, self.revision)
+        if not isinstance(cached, str | None):  # known not to exist
+            return None
+        absence = LocalEntryNotFoundError if self.offline else RemoteEntryNotFoundError
+        try:
+            return self.get(file)
+        except CheckpointError as error:
+            if isinstance(error.__cause__, absence):
+                return None
+            raise
+
+    def get(self, file: str) -> Path:
+        """The file. **Raises** `CheckpointError`, from whatever went wrong."""
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return Path(
+                hf_hub_download(
+                    self.name,
+                    file,
+                    revision=self.revision,
+                    token=self.token,
+                    cache_dir=self.cache_dir,
+                    local_files_only=self.offline,
+                )
+            )
+        except Exception as error:
+            raise CheckpointError(
+                f"Cannot get {file} of {self} from the Hugging Face hub: "
+                f"{self._explain(error)}"
+            ) from error
+
+    def _explain(self, error: BaseException) -> str:
+        """What happened, and what to do."""
+        from huggingface_hub import errors
+
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(" .:") + "."
+        match error:
+            case errors.GatedRepoError():
+                text = "access is granted on its page. Pass the token of who has it."
+            case errors.RepositoryNotFoundError():
+                text = (
+                    "there is no such model, or it is private. Check the name, or pass the "
+                    "token of who may read it."
+                )
+            case errors.RevisionNotFoundError():
+                text = "it has no such revision."
+            case errors.RemoteEntryNotFoundError():
+                text = "it has no such file."
+            case errors.LocalEntryNotFoundError() if self.offline:
+                text = (
+                    "it is not in the cache. Let it be downloaded, without HF_HUB_OFFLINE "
+                    "and local_files_only."
+                )
+            case errors.LocalEntryNotFoundError() if error.__cause__:
+                text = self._explain(error.__cause__)
+            case errors.HfHubHTTPError() if error.response.status_code in (401, 403):
+                text += " Pass the token of who may read it."
+            case errors.LocalTokenNotFoundError():
+                pass
+            case _:
+                text += " Check the connection and the disk, and try again."
+        return text

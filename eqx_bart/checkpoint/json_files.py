@@ -1,6 +1,8 @@
 """The JSON files of a checkpoint: configs, and indices of shards."""
 
 import json
+import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_json(directory: Path, name: str, values: Mapping[str, Any]) -> None:
-    """Writes `values` to `directory / name`, which is made if need be."""
+    """Writes `values` to `directory / name`, in one step; makes `directory` if need be."""
+    text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
-    (directory / name).write_text(text + "\n", encoding="utf-8")
+    beside = directory / f".{name}.{secrets.token_hex(4)}"
+    try:
+        with beside.open("xb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(directory / name)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,11 +1,13 @@
 """`from_pretrained` and `save_pretrained`, which all models have."""
 
 import abc
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import equinox as eqx
+import jax
 from jaxtyping import PRNGKeyArray
 
 from ..config import BartConfig
@@ -13,9 +15,10 @@ from .errors import CheckpointError
 from .formats import find_weights
 from .hub import locate
 from .json_files import write_json
-from .safetensors import write_safetensors
 from .tensors import StoredTensor
+from .vocabulary import resize_vocabulary, with_config
 from .weights import load_weights, to_tensors
+from .writing import num_bytes, replacing, write_weights
 
 
 #: The directory of the model that comes with the package: English words to phonemes.
@@ -42,6 +45,7 @@ class PretrainedModel(eqx.Module):
         config: BartConfig | None = None,
         dtype: Any = None,
         key: PRNGKeyArray | None = None,
+        ignore_mismatched_sizes: bool = False,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -58,6 +62,9 @@ class PretrainedModel(eqx.Module):
         - `config`: what to build the model by; `config.json` by default.
         - `dtype`: the floating dtype of the weights; as they are stored by default.
         - `key`: to draw a head that the checkpoint lacks. A warning names what is drawn.
+        - `ignore_mismatched_sizes`: where the config has another vocabulary than the
+            checkpoint, keep the tokens that both have and draw others; where it has
+            another head, draw that. An error by default.
         - `revision`, `token`, `cache_dir`, `local_files_only`: for the hub; see
             `huggingface_hub.hf_hub_download`.
 
@@ -78,36 +85,93 @@ class PretrainedModel(eqx.Module):
         weights = find_weights(path)
         directory = weights.file.parent
         config = config or BartConfig.from_pretrained(directory)
-        settings = cls._read_settings(directory)
+        settings = cls._read_settings(directory, config)
         tensors = weights.read()
-        _check_layers(config, tensors)
+        check_layers(config, tensors)
 
         def build(key: PRNGKeyArray) -> Any:
             return eqx.nn.inference_mode(cls(config, key=key, **settings))
 
-        return load_weights(build, tensors, dtype=dtype, key=key)
+        return load_weights(
+            build,
+            tensors,
+            dtype=dtype,
+            key=key,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+        )
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Writes a checkpoint that `from_pretrained`, and HF's PyTorch BART, read.
+    def resize_token_embeddings(  # noqa: PYI019
+        self: Model,
+        new_num_tokens: int,
+        *,
+        mean_resizing: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> Model:
+        """The model with a vocabulary of another size. Source: HF's method of this name.
+
+        Token embeddings, an untied head and `final_logits_bias` are cut at the end, or
+        get new entries there; those of `final_logits_bias` are 0.
 
         **Arguments:**
 
-        - `directory`: where `config.json` and `model.safetensors` go; made if need be.
+        - `new_num_tokens`: the size.
+        - `mean_resizing`: whether new entries are the mean of the old ones; else they are
+            drawn from `N(0, init_std²)`.
+        - `key`: to draw them.
+
+        **Raises** `ValueError` if there is no key to draw with, or if a special token of
+        the config lies outside the new size.
         """
-        directory = Path(directory)
+        config = dataclasses.replace(self.config, vocab_size=new_num_tokens)
+        is_drawn = new_num_tokens > self.config.vocab_size and not mean_resizing
+        if is_drawn and key is None:
+            raise ValueError(
+                f"From {self.config.vocab_size} to {new_num_tokens} tokens, new embeddings "
+                "are needed: pass key=... to draw them, or mean_resizing=True."
+            )
+        resized = resize_vocabulary(self, config, key if is_drawn else None)
+        return with_config(resized, config)
+
+    def save_pretrained(
+        self, directory: str | Path, *, max_shard_size: int | str = "50GB"
+    ) -> None:
+        """Writes a checkpoint that `from_pretrained`, and HF's PyTorch BART, read.
+
+        It takes the place of an older one as a whole, or if that fails, not at all. If the
+        directory holds other directories too, or is the current one, files are replaced
+        one by one: should the process be killed just then, nothing loads, because
+        `config.json` is missing.
+
+        **Arguments:**
+
+        - `directory`: where the checkpoint goes, which is made if need be. Files in it
+            that do not belong to an older one stay.
+        - `max_shard_size`: the most bytes of weights in one file, or a size such as `"5GB"`
+            or `"200MB"`. Only a tensor that alone is larger has a larger file.
+
+        **Raises** `OSError` if it cannot be written, `ValueError` if `max_shard_size` is no
+        size.
+        """
+        limit = num_bytes(max_shard_size)
         tensors = to_tensors(self)
-        directory.mkdir(parents=True, exist_ok=True)
-        write_safetensors(directory / "model.safetensors", tensors)
+        parameters = jax.tree.leaves(eqx.filter(self, eqx.is_inexact_array))
         config = self.config.to_dict() | {
             "architectures": [type(self).__name__],
             "dtype": str(next(iter(tensors.values())).dtype),
         }
         config.pop("torch_dtype", None)
-        write_json(directory, "config.json", config)
-        self._write_settings(directory)
+        with replacing(Path(directory)) as new:
+            write_weights(
+                new,
+                tensors,
+                max_shard_size=limit,
+                num_parameters=sum(x.size for x in parameters),
+            )
+            write_json(new, "config.json", config)
+            self._write_settings(new)
 
     @classmethod
-    def _read_settings(cls, directory: Path) -> dict[str, Any]:
+    def _read_settings(cls, directory: Path, config: BartConfig) -> dict[str, Any]:
         """Further arguments of `__init__` that the directory holds."""
         return {}
 
@@ -115,7 +179,7 @@ class PretrainedModel(eqx.Module):
         """Writes what `_read_settings` reads."""
 
 
-def _check_layers(config: BartConfig, tensors: Mapping[str, StoredTensor]) -> None:
+def check_layers(config: BartConfig, tensors: Mapping[str, StoredTensor]) -> None:
     """That the config does not call for absurdly many layers, which take time to build."""
     if config.encoder_layers + config.decoder_layers > len(tensors):
         raise CheckpointError(

@@ -3,15 +3,18 @@
 Source: the safetensors format, https://huggingface.co/docs/safetensors.
 """
 
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from .errors import CheckpointError
+from .flax import flax_name, transposed
 from .json_files import parse_json
 from .tensors import StoredTensor
 
@@ -44,12 +47,23 @@ def read_safetensors(file: Path) -> dict[str, StoredTensor]:
             header = parse_json(handle.read(header_size))
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not a safetensors file: {error}") from error
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None) or {}
     start = 8 + header_size
-    return {name: _stored(file, start, name, entry) for name, entry in header.items()}
+    tensors = {name: _stored(file, start, name, entry) for name, entry in header.items()}
+    return _from_flax(tensors) if metadata.get("format") == "flax" else tensors
 
 
-def _stored(file: Path, start: int, name: str, entry: Mapping) -> StoredTensor:
+def _from_flax(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors that HF's Flax models saved, by PyTorch's names."""
+    return {
+        flax_name(name.replace(".", "/")): (
+            transposed(tensor) if name.endswith(".kernel") else tensor
+        )
+        for name, tensor in tensors.items()
+    }
+
+
+def _stored(file: Path, start: int, name: str, entry: Mapping[str, Any]) -> StoredTensor:
     if entry["dtype"] not in _DTYPES:
         raise CheckpointError(
             f"{file}: {name} is stored as {entry['dtype']}, which is none of "
@@ -61,6 +75,36 @@ def _stored(file: Path, start: int, name: str, entry: Mapping) -> StoredTensor:
 
 
 def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes `tensors` to `file`, with the metadata that HF's readers look for."""
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    safetensors.numpy.save_file(contiguous, file, {"format": "pt"})
+    """Writes `tensors` to `file`, with the metadata that HF's readers look for.
+
+    The format's own library wants all of them contiguous at once: a second model in memory.
+    This takes one tensor at a time.
+    """
+    # The widest first, so that all are aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": _dtype_name(name, tensor.dtype),
+            "shape": tensor.shape,
+            "data_offsets": (begin, end),
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            elements = np.ascontiguousarray(tensors[name]).reshape(-1)
+            handle.write(elements.view(np.uint8).data)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _dtype_name(name: str, dtype: np.dtype) -> str:
+    for stored, known in _DTYPES.items():
+        if dtype == known:
+            return stored
+    raise CheckpointError(f"{name} is {dtype}, which is none of {', '.join(_DTYPES)}.")

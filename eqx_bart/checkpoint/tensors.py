@@ -12,6 +12,9 @@ from .errors import CheckpointError
 # What JAX wants of a buffer that it takes over without copying.
 _ALIGNMENT = 64
 
+# Of a shape, which NumPy refuses from 2**63 on, even where there are no elements.
+_MAX_SIZE = 2**48
+
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
@@ -43,7 +46,8 @@ class StoredTensor:
         if self.strides is not None and size:
             steps = zip(self.shape, self.strides, strict=True)
             last = sum((length - 1) * stride for length, stride in steps)
-        if odd or min((0, *self.shape, *(self.strides or ()))) < 0:
+        numbers = (0, *self.shape, *(self.strides or ()))
+        if odd or min(numbers) < 0 or max(numbers) > _MAX_SIZE:
             raise CheckpointError("its shape, strides or size in bytes make no sense")
         if max(size, last + 1) > num_stored:
             raise CheckpointError(
@@ -62,7 +66,7 @@ class StoredTensor:
         **Raises** `CheckpointError` if the file ends before the tensor does.
         """
         storage = _aligned_bytes(sum(size for _, size in self.spans))
-        rest = memoryview(storage)
+        rest = storage.data
         with self.file.open("rb") as file:
             for offset, size in self.spans:
                 file.seek(offset)

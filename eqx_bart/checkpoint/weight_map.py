@@ -9,6 +9,13 @@ puts before the names of its trunk.
 import dataclasses
 import enum
 import re
+from typing import Any
+
+import jax
+import jax.tree_util as jtu
+import numpy as np
+
+from ..layers import Buffer
 
 
 class Layout(enum.Enum):
@@ -29,19 +36,23 @@ class Absent(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What holds for the names that `pattern` matches in full."""
+    """What holds for the names that `pattern` matches in full.
+
+    `vocab_axis` is the axis of the array that has an entry for each token.
+    """
 
     pattern: str
     layout: Layout = Layout.SAME
     absent: Absent = Absent.ERROR
+    vocab_axis: int | None = None
 
 
 _LAYER = r"(encoder|decoder)\.layers\.\d+"
 _HEAD = r"(classification_head\.dense|classification_head\.out_proj|qa_outputs)"
 
 WEIGHT_MAP = (
-    Rule(r"shared\.weight"),
-    Rule(r"(encoder|decoder)\.embed_tokens\.weight"),
+    Rule(r"shared\.weight", vocab_axis=0),
+    Rule(r"(encoder|decoder)\.embed_tokens\.weight", vocab_axis=0),
     Rule(r"(encoder|decoder)\.embed_positions\.weight"),
     Rule(r"(encoder|decoder)\.layernorm_embedding\.(weight|bias)"),
     Rule(_LAYER + r"\.(self|encoder)_attn\.(q|k|v|out)_proj\.weight", Layout.TRANSPOSED),
@@ -49,8 +60,8 @@ WEIGHT_MAP = (
     Rule(_LAYER + r"\.(self_attn|encoder_attn|final)_layer_norm\.(weight|bias)"),
     Rule(_LAYER + r"\.fc[12]\.weight", Layout.TRANSPOSED),
     Rule(_LAYER + r"\.fc[12]\.bias"),
-    Rule(r"lm_head\.weight", Layout.TRANSPOSED, Absent.NEW_HEAD),
-    Rule(r"final_logits_bias", Layout.BUFFER, Absent.ZEROS),
+    Rule(r"lm_head\.weight", Layout.TRANSPOSED, Absent.NEW_HEAD, vocab_axis=1),
+    Rule(r"final_logits_bias", Layout.BUFFER, Absent.ZEROS, vocab_axis=1),
     Rule(_HEAD + r"\.weight", Layout.TRANSPOSED, Absent.NEW_HEAD),
     Rule(_HEAD + r"\.bias", absent=Absent.NEW_HEAD),
 )
@@ -115,3 +126,14 @@ def is_ignorable(name: str, *, decoder_only: bool) -> bool:
 def is_trunk(name: str) -> bool:
     """Whether a tensor belongs to the encoder-decoder itself, not to a head."""
     return re.fullmatch(_TRUNK, name) is not None
+
+
+def named_leaves(model: Any) -> list[tuple[str, Any]]:
+    """The leaves of `model`, buffers among them, by the names PyTorch would give them."""
+    leaves = jtu.tree_leaves_with_path(model, is_leaf=is_weight)
+    return [(jtu.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]
+
+
+def is_weight(leaf: Any) -> bool:
+    """Whether a leaf of a model is stored in checkpoints."""
+    return isinstance(leaf, Buffer | jax.Array | np.ndarray | jax.ShapeDtypeStruct)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, no_type_check
 
+from ..checkpoint.errors import CheckpointError
+from ..checkpoint.hub import locate
 from ..checkpoint.json_files import read_json, write_json
 from ..config import as_id_tuple, BartConfig, plain_fields, SEVERAL_IDS
 
@@ -351,12 +353,32 @@ class GenerationConfig:
         return {name: _as_lists(v) for name, v in self._set().items()} | dict(self.extra)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> "GenerationConfig":
-        """Reads `generation_config.json`, given it or its directory.
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> "GenerationConfig":
+        """Reads `generation_config.json`.
 
-        **Raises** `FileNotFoundError` or `ValueError`, as `BartConfig.from_pretrained`.
+        Takes and **raises** what `BartConfig.from_pretrained` does, overrides apart.
         """
-        return cls.from_dict(read_json(Path(path), "generation_config.json"))
+        path = locate(
+            path,
+            weights=False,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        values = read_json(path, "generation_config.json")
+        try:
+            return cls.from_dict(values)
+        except Exception as error:
+            raise CheckpointError(f"generation_config.json at {path}: {error}") from error
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes `generation_config.json` into `directory`, which is made if need be."""

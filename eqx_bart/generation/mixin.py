@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from ..cache import BartCache
+from ..checkpoint.errors import CheckpointError
 from ..checkpoint.pretrained import PretrainedModel
+from ..config import BartConfig
 from ..decoder import BartDecoder
 from ..layers import Embedding
 from .beam_search import BeamSearchState
@@ -67,10 +69,13 @@ class GenerationMixin(PretrainedModel):
         """The checked form of the arguments of `generate`."""
 
     @classmethod
-    def _read_settings(cls, directory: Path) -> dict[str, Any]:
-        if not (directory / "generation_config.json").is_file():
-            return {}
-        return {"generation_config": GenerationConfig.from_pretrained(directory)}
+    def _read_settings(cls, directory: Path, config: BartConfig) -> dict[str, Any]:
+        if (directory / "generation_config.json").is_file():
+            return {"generation_config": GenerationConfig.from_pretrained(directory)}
+        try:
+            return {"generation_config": GenerationConfig.from_model_config(config)}
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise CheckpointError(f"config.json at {directory}: {error}") from error
 
     def _write_settings(self, directory: Path) -> None:
         self.generation_config.save_pretrained(directory)

@@ -1,68 +1,41 @@
-"""The command line: answers for those who want no more than an answer."""
+"""`eqx-bart generate`: a text from each input."""
 
 import argparse
 import contextlib
-import importlib.metadata
 import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
-from .checkpoint.pretrained import BUILTIN_MODEL
-from .heads import BartForConditionalGeneration
-
-
-class InputError(Exception):
-    """What is wrong with what the user gave, in one line."""
+from ..checkpoint.pretrained import BUILTIN_MODEL
+from ..heads import BartForConditionalGeneration
+from .common import InputError, progress_bar
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit status: 0, 1 for bad input, 2 for bad
-    usage."""
-    args = _parser().parse_args(argv)
-    try:
-        with _device(args.device):
-            _generate(args)
-    except BrokenPipeError:  # whoever read the output, `head` perhaps, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (InputError, ValueError, OSError) as error:
-        message = " ".join(str(error).split())
-        print(f"eqx-bart: error: {message}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="eqx-bart", description="BART in JAX.")
-    version = importlib.metadata.version("eqx-bart")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
-    commands = parser.add_subparsers(dest="command", required=True)
+def add_generate(commands: Any) -> None:
+    """Adds the command to the parser."""
     generate = commands.add_parser(
         "generate",
         help="generate a text from each input",
         description="Generates a text from each input. Without --model, the model turns "
         "English words into their phonemes, as the CMU Pronouncing Dictionary writes them.",
     )
+    generate.set_defaults(run=_generate)
     add = generate.add_argument
     add("inputs", nargs="*", metavar="WORD", help="an input; else lines from --input")
     add("--input", default="-", metavar="FILE", help="lines to read; - is standard input")
     add(
         "--model",
-        type=Path,
         default=BUILTIN_MODEL,
-        metavar="DIRECTORY",
-        help="a checkpoint with its tokenizer; the built-in model by default",
+        metavar="CHECKPOINT",
+        help="a directory, or a name on the Hugging Face hub, that has a tokenizer too; "
+        "the built-in model by default",
     )
     add("--json", action="store_true", help="write an object a line, not input TAB output")
     add("--device", help="where to run: cpu, gpu, tpu; JAX's choice by default")
@@ -77,7 +50,6 @@ def _parser() -> argparse.ArgumentParser:
         help="a generation setting by its Hugging Face name, for instance "
         "max_new_tokens=50; may be repeated",
     )
-    return parser
 
 
 def _positive(text: str) -> int:
@@ -107,12 +79,17 @@ def _device(platform: str | None) -> contextlib.AbstractContextManager[Any]:
 
 
 def _generate(args: argparse.Namespace) -> None:
+    with _device(args.device):
+        _generate_here(args)
+
+
+def _generate_here(args: argparse.Namespace) -> None:
     model = BartForConditionalGeneration.from_pretrained(args.model)
     tokenizer = _load_tokenizer(args.model)
     settings = _checked_settings(model, dict(args.settings))
     texts = args.inputs or _read_lines(args.input)
     total = len(texts) if isinstance(texts, list) else None
-    with _progress(is_long=total is None or total > args.batch_size) as progress:
+    with progress_bar(is_long=total is None or total > args.batch_size) as progress:
         task = progress.add_task("generating", total=total)
         for batch in _batched(enumerate(texts, 1), args.batch_size):
             rows = [_encode(tokenizer, model, number, text) for number, text in batch]
@@ -122,15 +99,17 @@ def _generate(args: argparse.Namespace) -> None:
             progress.advance(task, len(batch))
 
 
-def _load_tokenizer(directory: Path) -> Any:
+def _load_tokenizer(path: str | Path) -> Any:
     # Else it advises those who have no PyTorch to install it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
     # Where there is neither, transformers makes up a tokenizer that knows nothing.
-    if not any((directory / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-        raise InputError(f"{directory} has no tokenizer: no tokenizer.json, no vocab.json")
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    is_local = Path(path).exists()
+    files = ("tokenizer.json", "vocab.json")
+    if is_local and not any((Path(path) / file).is_file() for file in files):
+        raise InputError(f"{path} has no tokenizer: no tokenizer.json, no vocab.json")
+    return AutoTokenizer.from_pretrained(path, local_files_only=is_local)
 
 
 def _checked_settings(
@@ -151,17 +130,6 @@ def _read_lines(file: str) -> Iterable[str]:
     if sys.stdin.isatty():
         raise InputError("there is nothing to read: give words, --input or a pipe")
     return (line.rstrip("\n") for line in sys.stdin if line.strip())
-
-
-def _progress(*, is_long: bool) -> Progress:
-    """A progress bar on standard error, if that is a terminal and there is much to do."""
-    console = Console(stderr=True)
-    return Progress(
-        console=console,
-        disable=not (is_long and console.is_terminal),
-        redirect_stdout=sys.stdout.isatty(),
-        transient=True,
-    )
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -1,0 +1,145 @@
+"""Which tensor of a checkpoint is which array of a model, and what does not fit."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .tensors import StoredTensor
+from .weight_map import (
+    Absent,
+    canonical,
+    is_ignorable,
+    is_trunk,
+    is_weight,
+    Layout,
+    named_leaves,
+    rule_for,
+    sources,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """What `match` finds, by canonical names.
+
+    - `arrays`: the shapes of the model's arrays.
+    - `stored`: the tensor of each array that has one.
+    - `problems`: why the checkpoint does not fit, a line each.
+    - `unused`: tensors that the model has no use for, and that do no harm.
+    """
+
+    arrays: Mapping[str, Any]
+    stored: Mapping[str, StoredTensor]
+    problems: list[str]
+    unused: list[str]
+
+    @property
+    def lacking(self) -> list[str]:
+        """The arrays of heads that are not stored, and those that are stored for fewer
+        tokens."""
+        return [name for name in self.arrays if self._is_lacking(name)]
+
+    def _is_lacking(self, name: str) -> bool:
+        rule, tensor = rule_for(name), self.stored.get(name)
+        if tensor is None:
+            return rule.absent is Absent.NEW_HEAD
+        if rule.layout is Layout.BUFFER:
+            return False
+        return laid_out(tensor.shape, rule.layout) < self.arrays[name].shape
+
+
+def match(
+    template: Any,
+    tensors: Mapping[str, StoredTensor],
+    *,
+    ignore_mismatched_sizes: bool = False,
+) -> Match:
+    """Finds the tensor of each array of `template`, a model or its shapes."""
+    arrays = {canonical(n): x for n, x in named_leaves(template) if is_weight(x)}
+    by_name = {canonical(name): tensor for name, tensor in tensors.items()}
+    problems = [
+        f"{name}: present twice, with and without `model.`"
+        for name in tensors
+        if canonical(name) != name and canonical(name) in tensors
+    ]
+    tied = template.config.tie_word_embeddings
+    stored: dict[str, StoredTensor] = {}
+    left = set(by_name)
+    for name, leaf in arrays.items():
+        candidates = [s for s in sources(name, tied=tied) if s in by_name]
+        left.difference_update(candidates)
+        if not candidates:
+            if rule_for(name).absent is Absent.ERROR:
+                problems.append(f"{name}: missing")
+            continue
+        tensor = by_name[candidates[0]]
+        if tied:
+            problems += _tying_problems(candidates, by_name)
+        if _fits(name, tensor, leaf, ignore_mismatched_sizes):
+            stored[name] = tensor
+        elif not (ignore_mismatched_sizes and rule_for(name).absent is Absent.NEW_HEAD):
+            problems.append(_mismatch(name, tensor, leaf))
+    decoder_only = "encoder.embed_positions.weight" not in arrays
+    left = {name for name in left if not is_ignorable(name, decoder_only=decoder_only)}
+    problems += [f"{name}: unexpected" for name in sorted(left) if is_trunk(name)]
+    unused = sorted(name for name in left if not is_trunk(name))
+    return Match(arrays, stored, problems, unused)
+
+
+def laid_out(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+    """The shape of an array whose tensor has this one, and the reverse."""
+    return shape[::-1] if layout is Layout.TRANSPOSED else shape
+
+
+def _fits(
+    name: str,
+    tensor: StoredTensor,
+    leaf: Any,
+    ignore_mismatched_sizes: bool,  # noqa: FBT001
+) -> bool:
+    rule = rule_for(name)
+    if rule.layout is Layout.BUFFER:
+        return True
+    shape = laid_out(tensor.shape, rule.layout)
+    if not ignore_mismatched_sizes or rule.vocab_axis is None:
+        return shape == leaf.shape
+    axis = rule.vocab_axis
+    return len(shape) == len(leaf.shape) and all(
+        a == b for i, (a, b) in enumerate(zip(shape, leaf.shape, strict=True)) if i != axis
+    )
+
+
+def _mismatch(name: str, tensor: StoredTensor, leaf: Any) -> str:
+    rule = rule_for(name)
+    problem = (
+        f"{name}: the checkpoint has the shape {list(tensor.shape)}, the config calls for "
+        f"{list(laid_out(leaf.shape, rule.layout))}"
+    )
+    if rule.vocab_axis is None and rule.absent is not Absent.NEW_HEAD:
+        return problem
+    return problem + "; ignore_mismatched_sizes=True follows the config"
+
+
+def _tying_problems(names: list[str], tensors: Mapping[str, StoredTensor]) -> list[str]:
+    """What is wrong with several copies of one tied tensor: they may differ."""
+    if len(names) == 1:
+        return []
+    first = tensors[names[0]]
+    return [
+        f"{name}: differs from {names[0]}, though the config ties them; if they are meant "
+        "to differ, set tie_word_embeddings to false"
+        for name in names[1:]
+        if not _is_same(tensors[name], first)
+    ]
+
+
+def _is_same(a: StoredTensor, b: StoredTensor) -> bool:
+    """Whether two tensors agree bit for bit, NaNs included."""
+    if a == b:
+        return True
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    bits = f"u{a.dtype.itemsize}"
+    return np.array_equal(a.load().view(bits), b.load().view(bits))

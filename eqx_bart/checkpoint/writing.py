@@ -1,0 +1,269 @@
+"""Writing a checkpoint: its shards, and how it takes the place of another."""
+
+import contextlib
+import ctypes
+import filecmp
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+
+import numpy as np
+
+from .formats import INDEX_SUFFIX
+from .json_files import write_json
+from .safetensors import write_safetensors
+
+
+_WEIGHTS = "model.safetensors"
+_CONFIG = "config.json"
+# All else in a directory stays as it is.
+_CHECKPOINT = re.compile(
+    r"(generation_)?config\.json|model(-\d{5,}-of-\d{5,})?\.safetensors|"
+    + re.escape(_WEIGHTS + INDEX_SUFFIX)
+)
+_EXCHANGE = {"linux": "renameat2", "darwin": "renameatx_np"}
+
+
+def num_bytes(size: int | str) -> int:
+    """A size as HF spells it, in bytes. **Raises** `ValueError` if it is no such thing."""
+    match = re.fullmatch(r"(\d+\.?\d*) ?([KMGT])(I?)B", str(size).strip().upper())
+    if match:
+        number, unit, binary = match.groups()
+        base = 1024 if binary else 1000
+        found = int(float(number) * base ** ("KMGT".index(unit) + 1))
+    else:
+        found = 0 if isinstance(size, str) else size
+    if found < 1:
+        raise ValueError(
+            "max_shard_size must be a number of bytes, or one of KB, MB, GB, TB, KiB, MiB, "
+            f"GiB or TiB such as '5GB', and more than none; it is {size!r}."
+        )
+    return found
+
+
+def write_weights(
+    directory: Path,
+    tensors: dict[str, np.ndarray],
+    *,
+    max_shard_size: int,
+    num_parameters: int,
+) -> None:
+    """Writes `tensors` to one file, or to shards and their index, as HF does."""
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    shards = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    for file, names in shards.filename_to_tensors.items():
+        write_safetensors(directory / file, {name: tensors[name] for name in names})
+    if shards.is_sharded:
+        index = {
+            "metadata": {"total_parameters": num_parameters, **shards.metadata},
+            "weight_map": shards.tensor_to_filename,
+        }
+        write_json(directory, _WEIGHTS + INDEX_SUFFIX, index)
+
+
+@contextlib.contextmanager
+def replacing(directory: Path) -> Generator[Path, None, None]:
+    """A context that gives an empty directory, to write a checkpoint to. At the end that
+    takes the place of the checkpoint in `directory`, and all other files there stay.
+
+    The two trade places in one step, so that whatever happens, there is the old checkpoint
+    or the new one. Where the file system has no such step, there are two, and between
+    them nothing is there.
+
+    A `directory` that holds other directories, is the current one, or cannot be moved,
+    stays where it is. If but one file changes, it is replaced in one step. Otherwise
+    `config.json` goes first and comes last, and in between nothing loads what is there.
+
+    What a killed process leaves is in a hidden directory `.{directory.name}.*`, beside
+    or in `directory`.
+
+    **Raises** `OSError`, and leaves the old checkpoint, if the new one cannot be written.
+    """
+    directory = directory.resolve()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not directory.exists()
+    beside = is_new or _can_move(directory)
+    try:
+        with _stage(directory.parent if beside else directory, directory.name) as stage:
+            new = stage / "new"
+            new.mkdir()
+            if beside and not is_new:
+                _copy_attributes(directory, new)
+            yield new
+            if not (beside and _switch(new, stage / "old", directory)):
+                _replace_each(new, directory)
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(directory)) from error
+
+
+@contextlib.contextmanager
+def _stage(parent: Path, name: str) -> Generator[Path, None, None]:
+    """A hidden directory. What is in its `new` goes; its `old`, if filled, may be all that
+    there is of a checkpoint, and stays."""
+    stage = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=parent))
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage / "new", ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (stage / "old").rmdir()
+        with contextlib.suppress(OSError):
+            stage.rmdir()
+
+
+def _can_move(directory: Path) -> bool:
+    """Whether nobody would miss the directory itself if another took its place."""
+    with os.scandir(directory) as files:
+        if any(file.is_dir(follow_symlinks=False) for file in files):
+            return False
+    return (
+        os.access(directory, os.W_OK)
+        and os.access(directory.parent, os.W_OK)
+        and directory.stat().st_uid == getattr(os, "geteuid", int)()
+        and not os.path.ismount(directory)
+        and not directory.samefile(".")
+    )
+
+
+def _copy_attributes(directory: Path, new: Path) -> None:
+    group = directory.stat().st_gid
+    if new.stat().st_gid != group:
+        with contextlib.suppress(PermissionError):  # no member of it any more
+            os.chown(new, -1, group)
+    shutil.copystat(directory, new)
+
+
+def _switch(new: Path, old: Path, directory: Path) -> bool:
+    """Whether `new` could take the place of `directory`, with its other files."""
+    if directory.exists():
+        if not _can_move(directory):
+            return False
+        try:
+            for file in _others(directory):
+                _link(file, new / file.name)
+        except OSError:
+            return False
+    _sync(new)
+    if not _rename(new, old, directory):
+        return False
+    _sync(directory.parent)
+    with contextlib.suppress(OSError):  # if there is no old one, for example
+        for file in _others(old):
+            if not _is_same(file, directory / file.name):  # changed since
+                file.replace(directory / file.name)
+        shutil.rmtree(old)
+    return True
+
+
+def _rename(new: Path, old: Path, directory: Path) -> bool:
+    """Renames `new` to `directory`, and that to `old`, if the file system can."""
+    try:
+        new.rename(directory)  # if there is none, or an empty one
+    except OSError:
+        if not directory.exists():
+            raise
+    else:
+        return True
+    if _exchange(new, directory):
+        try:
+            new.rename(old)
+        except BaseException:
+            _exchange(new, directory)
+            raise
+        return True
+    try:
+        directory.rename(old)
+    except OSError:
+        return False
+    try:
+        new.rename(directory)
+    except BaseException:
+        old.rename(directory)
+        raise
+    return True
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Whether `a` and `b`, which are absolute, could be exchanged in one step."""
+    try:
+        name = _EXCHANGE[sys.platform]
+        exchange = getattr(ctypes.CDLL(None), name)
+    except (KeyError, AttributeError):
+        return False
+    return exchange(-1, os.fsencode(a), -1, os.fsencode(b), 2) == 0
+
+
+def _replace_each(new: Path, directory: Path) -> None:
+    """Moves the files of `new` to `directory`, and those of the old checkpoint away."""
+    with _stage(directory, directory.name) as stage, contextlib.ExitStack() as undo:
+        new, old = Path(shutil.move(new, stage)), stage / "old"
+        old.mkdir()
+        incoming = {file.name for file in _checkpoint(new)}
+        for name in incoming:
+            _sync(new / name)  # which may be a copy now
+        present = {file.name for file in _checkpoint(directory)}
+        same, _, _ = filecmp.cmpfiles(new, directory, incoming, shallow=False)
+        changed = (incoming | present) - set(same)
+        if len(changed) <= 1 and changed <= incoming:
+            for name in changed:
+                (new / name).replace(directory / name)
+            _sync(directory)
+            return
+
+        def move(name: str, source: Path, target: Path) -> None:
+            (source / name).replace(target / name)
+            undo.callback((target / name).replace, source / name)
+
+        order = sorted(changed | {_CONFIG}, key=lambda name: name == _CONFIG)
+        for name in reversed(order):
+            if name in present:
+                move(name, directory, old)
+        for name in order:
+            if name in incoming:
+                move(name, new, directory)
+        undo.pop_all()
+        _sync(directory)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _checkpoint(directory: Path) -> list[Path]:
+    return [file for file in directory.iterdir() if _CHECKPOINT.fullmatch(file.name)]
+
+
+def _others(directory: Path) -> list[Path]:
+    return [file for file in directory.iterdir() if not _CHECKPOINT.fullmatch(file.name)]
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileNotFoundError:
+        pass  # gone since
+    except (OSError, NotImplementedError):
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _is_same(a: Path, b: Path) -> bool:
+    return os.path.lexists(b) and os.path.samestat(a.lstat(), b.lstat())
+
+
+def _sync(path: Path) -> None:
+    """Has a file, or the names in a directory, written to the disk, if that can be."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

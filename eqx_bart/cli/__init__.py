@@ -1,0 +1,40 @@
+"""The command line: answers for those who want no more than an answer."""
+
+import argparse
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+
+from .checkpoint import add_convert, add_info
+from .common import InputError
+from .generate import add_generate
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status: 0, 1 for bad input, 2 for bad
+    usage."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except BrokenPipeError:  # whoever read the output, `head` perhaps, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (InputError, ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"eqx-bart: error: {message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="eqx-bart", description="BART in JAX.")
+    version = importlib.metadata.version("eqx-bart")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    add_generate(commands)
+    add_info(commands)
+    add_convert(commands)
+    return parser
