@@ -1,0 +1,276 @@
+"""The losses of BART's fine-tuning, as sums and counts that add up over batches."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer, PRNGKeyArray
+
+from .checks import ArrayLike, as_indices, check_range, Mask
+from .config import BartConfig
+from .heads import BartForConditionalGeneration
+from .model import IGNORE_INDEX, shift_tokens_right
+
+
+class LossSum(eqx.Module):
+    """The sum of a loss over entries, and how many entries there are.
+
+    Sums of several batches, or devices, are added before the mean is taken, so that each
+    entry weighs the same: `a + b`, or `jax.lax.psum(loss, axis_name)`.
+    """
+
+    total: Float[Array, "*terms"]
+    count: Integer[Array, "*terms"]
+
+    def __add__(self, other: "LossSum") -> "LossSum":
+        return jax.tree.map(jnp.add, self, other)
+
+    @property
+    def mean(self) -> Float[Array, ""]:
+        """The mean over the entries, 0 if there are none; of several terms their mean."""
+        return jnp.mean(self.total / jnp.maximum(self.count, 1))
+
+
+def cross_entropy(
+    logits: Float[Array, "*batch classes"],
+    labels: Integer[ArrayLike, "*batch"],
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    ignore_index: int = IGNORE_INDEX,
+) -> LossSum:
+    """The cross-entropy of `labels`, computed in float32 or better.
+
+    **Arguments:**
+
+    - `labels`: the class of each entry, or `ignore_index` for those that do not count.
+    - `label_smoothing`: the share of each label that goes to all classes alike
+        (arXiv:1512.00567, section 7), in [0, 1].
+    - `z_loss`: the weight of the square of `logsumexp(logits)`, which keeps it near 0
+        (arXiv:2204.02311, section 5).
+
+    **Raises** `ValueError` if a label is no class; under `jit`, when the program runs.
+    Source: PyTorch's `cross_entropy`.
+    """
+    labels, counts = _checked_labels(labels, logits.shape[-1], ignore_index)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    losses = log_normaliser - (1 - label_smoothing) * chosen
+    if label_smoothing:
+        losses -= label_smoothing * jnp.mean(logits, axis=-1)
+    if z_loss:
+        losses += z_loss * jnp.square(log_normaliser)
+    return LossSum(jnp.sum(jnp.where(counts, losses, 0)), jnp.sum(counts, dtype=jnp.int32))
+
+
+def chunked_cross_entropy(
+    head: Callable[[Float[Array, "1 rows d_model"]], Float[Array, "1 rows classes"]],
+    hidden_states: Float[Array, "*batch d_model"],
+    labels: Integer[ArrayLike, "*batch"],
+    *,
+    chunk_size: int,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    ignore_index: int = IGNORE_INDEX,
+) -> LossSum:
+    """`cross_entropy(head(hidden_states), labels)`, `chunk_size` rows at a time.
+
+    The logits of more rows are never held, neither forward nor backward: the gradient of
+    each chunk is taken along with its loss.
+
+    **Arguments:**
+
+    - `head`: a module from hidden states to logits, all of whose floating arrays are
+        differentiated; see `BartForConditionalGeneration.projection`.
+
+    Otherwise as `cross_entropy`. **Raises** `ValueError` if `chunk_size` is less than 1.
+    """
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be 1 or more; it is {chunk_size}.")
+    hidden = hidden_states.reshape(-1, hidden_states.shape[-1])
+    labels = as_indices(labels).reshape(-1)
+    num_chunks = max(1, -(-len(hidden) // chunk_size))
+    padding = num_chunks * chunk_size - len(hidden)
+    hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
+    labels = jnp.pad(labels, (0, padding), constant_values=ignore_index)
+    chunks = hidden.reshape(num_chunks, 1, chunk_size, -1)
+    parameters, others = eqx.partition(head, eqx.is_inexact_array)
+
+    def loss(parameters: Any, hidden: Array, labels: Array) -> tuple[Array, Array]:
+        summed = cross_entropy(
+            eqx.combine(parameters, others)(hidden),
+            labels,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            ignore_index=ignore_index,
+        )
+        return summed.total, summed.count
+
+    total, count = _sum_of_chunks(
+        loss, parameters, chunks, labels.reshape(chunks.shape[:3])
+    )
+    return LossSum(total, count)
+
+
+def _sum_of_chunks(
+    loss: Callable[..., tuple[Array, Array]], parameters: Any, hidden: Array, labels: Array
+) -> tuple[Array, Array]:
+    """The sums of `loss` over chunks, of which just one is differentiated at a time."""
+
+    @jax.custom_vjp
+    def summed(parameters: Any, hidden: Array) -> tuple[Array, Array]:
+        sums = jax.lax.map(lambda chunk: loss(parameters, *chunk), (hidden, labels))
+        return jax.tree.map(lambda x: jnp.sum(x, dtype=x.dtype), sums)
+
+    def forward(parameters: Any, hidden: Array) -> Any:
+        value_and_grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+
+        def step(sums: Any, chunk: Any) -> Any:
+            (total, count), (grads, hidden_grad) = value_and_grad(parameters, *chunk)
+            return jax.tree.map(jnp.add, sums, (total, count, grads)), hidden_grad
+
+        first = jax.tree.map(jnp.zeros_like, parameters)
+        shapes = jax.eval_shape(loss, parameters, hidden[0], labels[0])
+        zeros = (jnp.zeros(x.shape, x.dtype) for x in shapes)
+        (total, count, grads), hidden_grad = jax.lax.scan(
+            step, (*zeros, first), (hidden, labels)
+        )
+        return (total, count), (grads, hidden_grad)
+
+    def backward(grads: Any, cotangents: tuple[Array, Array]) -> Any:
+        return jax.tree.map(lambda grad: grad * cotangents[0].astype(grad.dtype), grads)
+
+    summed.defvjp(forward, backward)
+    return summed(parameters, hidden)
+
+
+def seq2seq_loss(
+    model: BartForConditionalGeneration,
+    input_ids: Integer[ArrayLike, "batch source"],
+    attention_mask: Mask[ArrayLike, "batch source"] | None,
+    labels: Integer[ArrayLike, "batch target"],
+    *,
+    decoder_input_ids: Integer[ArrayLike, "batch target"] | None = None,
+    decoder_attention_mask: Mask[ArrayLike, "batch target"] | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    chunk_size: int | None = None,
+    key: PRNGKeyArray | None = None,
+) -> LossSum:
+    """The cross-entropy of `labels` under `model`, each given those before it.
+
+    **Arguments:**
+
+    - `labels`: the tokens to predict, -100 where there are none.
+    - `decoder_input_ids`: `labels`, shifted to the right, by default.
+    - `chunk_size`: of how many tokens logits are held at a time; of all by default. See
+        `chunked_cross_entropy`.
+    - `label_smoothing`, `z_loss`: see `cross_entropy`.
+    - `key`: for dropout; needed in training mode.
+
+    **Raises** `ValueError` as the model and `cross_entropy` do. Source: HF's
+    `BartForConditionalGeneration.forward` with `labels`.
+    """
+    if decoder_input_ids is None:
+        config = model.config
+        decoder_input_ids = shift_tokens_right(
+            labels, config.pad_token_id, config.decoder_start_token_id
+        )
+    states = model.model(
+        input_ids,
+        attention_mask,
+        decoder_input_ids,
+        decoder_attention_mask,
+        key=key,
+    ).last_hidden_state
+    options: Any = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+    if chunk_size is None:
+        return cross_entropy(model.projection(states), labels, **options)
+    return chunked_cross_entropy(
+        model.projection, states, labels, chunk_size=chunk_size, **options
+    )
+
+
+def classification_loss(
+    logits: Float[Array, "batch labels"],
+    labels: Integer[ArrayLike, "batch"]
+    | Float[ArrayLike, "batch"]
+    | Float[ArrayLike, "batch labels"],
+    config: BartConfig,
+) -> LossSum:
+    """The loss of `BartForSequenceClassification`, by `config.problem_type`.
+
+    `"regression"` is the squared error; `"single_label_classification"` the cross-entropy
+    of class ids, -100 for rows that do not count; `"multi_label_classification"` the binary
+    cross-entropy of each label. Without a problem type, it is a regression if there is one
+    label, multi-label if `labels` are floats, and single-label otherwise.
+
+    **Raises** `ValueError` if the labels do not fit the problem type. Source: HF's
+    `BartForSequenceClassification.forward`.
+    """
+    problem_type = config.problem_type or _problem_type(labels, config.num_labels)
+    if problem_type == "single_label_classification":
+        if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise ValueError(_labels_message(problem_type, "class ids [batch]", labels))
+        return cross_entropy(logits, labels)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    expected = jnp.asarray(labels, logits.dtype)
+    if problem_type == "regression" and logits.shape[-1] == 1 and expected.ndim == 1:
+        expected = expected[:, None]
+    if expected.shape != logits.shape:
+        raise ValueError(_labels_message(problem_type, f"{list(logits.shape)}", labels))
+    if problem_type == "regression":
+        losses = jnp.square(logits - expected)
+    else:
+        losses = jax.nn.softplus(logits) - expected * logits
+    return LossSum(jnp.sum(losses), jnp.asarray(losses.size, jnp.int32))
+
+
+def question_answering_loss(
+    start_logits: Float[Array, "batch length"],
+    end_logits: Float[Array, "batch length"],
+    start_positions: Integer[ArrayLike, "batch"],
+    end_positions: Integer[ArrayLike, "batch"],
+) -> LossSum:
+    """The loss of `BartForQuestionAnswering`: two terms, of the start and of the end.
+
+    A position past the end does not count, and one before the start is taken for 0, as in
+    HF's `BartForQuestionAnswering.forward`.
+    """
+    length = start_logits.shape[-1]
+    losses = [
+        cross_entropy(
+            logits, jnp.clip(as_indices(positions), 0, length), ignore_index=length
+        )
+        for logits, positions in (
+            (start_logits, start_positions),
+            (end_logits, end_positions),
+        )
+    ]
+    return jax.tree.map(lambda *terms: jnp.stack(terms), *losses)
+
+
+def _problem_type(labels: ArrayLike, num_labels: int) -> str:
+    if num_labels == 1:
+        return "regression"
+    is_single = jnp.issubdtype(labels.dtype, jnp.integer)
+    return f"{'single' if is_single else 'multi'}_label_classification"
+
+
+def _labels_message(problem_type: str, expected: str, labels: ArrayLike) -> str:
+    return (
+        f"{problem_type} needs labels {expected}; they are {labels.dtype} "
+        f"{list(labels.shape)}."
+    )
+
+
+def _checked_labels(
+    labels: Integer[ArrayLike, "*batch"], num_classes: int, ignore_index: int
+) -> tuple[Array, Array]:
+    """The labels, 0 in place of `ignore_index`, and which of them count."""
+    counts = labels != ignore_index
+    classes = labels * counts
+    return check_range(classes, num_classes, "labels", "the classes"), jnp.asarray(counts)

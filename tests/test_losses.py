@@ -1,0 +1,340 @@
+"""The losses, their gradients and the steps they lead to, against HF's PyTorch BART."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from oracle import convert, random_config, random_ids, random_mask, random_model
+from test_training import convert_grads
+
+import eqx_bart as eb
+
+
+OPTIONS = ({}, {"chunk_size": 4}, {"chunk_size": 100})
+
+
+def leaves(model):
+    return jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+
+
+def assert_same_leaves(ours, theirs, rtol):
+    """Relative to the largest entry of each array. Some are 0 but for rounding errors."""
+    pairs = list(zip(leaves(ours), leaves(theirs), strict=True))
+    least = 1e-3 * max(float(np.max(np.abs(b))) for _, b in pairs)
+    for a, b in pairs:
+        assert np.max(np.abs(a - b)) <= rtol * max(least, float(np.max(np.abs(b))))
+
+
+class Batch:
+    """A random model of HF's, ours with its weights, and a random batch."""
+
+    def __init__(self, name, seed, *, tied, dtype=torch.float64):
+        rng = np.random.default_rng(seed)
+        self.config = random_config(rng)
+        self.config.tie_word_embeddings = tied
+        self.theirs = random_model(name, self.config, seed, dtype)
+        self.ours = convert(self.theirs)
+        self.ids = random_ids(rng, self.config, 3, 6)
+        self.mask = random_mask(rng, 3, 6)
+        self.labels = random_ids(rng, self.config, 3, 5)
+        self.labels[0, 3:] = self.labels[2, 0] = -100
+        self.rng = rng
+
+    def their_loss(self, **kwargs):
+        kwargs = {k: torch.from_numpy(np.asarray(v)) for k, v in kwargs.items()}
+        return self.theirs(
+            torch.from_numpy(self.ids), torch.from_numpy(self.mask), **kwargs
+        ).loss
+
+
+def compare(batch, our_loss, their_loss, rtol):
+    """That a loss, and its gradient by every parameter, are the same."""
+    loss, grads = eqx.filter_jit(eqx.filter_value_and_grad(our_loss))(batch.ours)
+    their_loss.backward()
+    assert np.allclose(loss, their_loss.item(), rtol=rtol)
+    assert leaves(grads), "nothing to compare"
+    assert_same_leaves(grads, convert_grads(batch.theirs), rtol)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_seq2seq(tied, options, checkpointed):
+    with jax.enable_x64(True):  # noqa: FBT003
+        batch = Batch("BartForConditionalGeneration", 3, tied=tied)
+        compare(
+            batch,
+            lambda model: (
+                eb.seq2seq_loss(
+                    eb.gradient_checkpointing(model, checkpointed),
+                    batch.ids,
+                    batch.mask,
+                    batch.labels,
+                    **options,
+                ).mean
+            ),
+            batch.their_loss(labels=batch.labels),
+            1e-9,
+        )
+
+
+def test_seq2seq_in_float32():
+    batch = Batch("BartForConditionalGeneration", 4, tied=True, dtype=torch.float32)
+    compare(
+        batch,
+        lambda model: eb.seq2seq_loss(model, batch.ids, batch.mask, batch.labels).mean,
+        batch.their_loss(labels=batch.labels),
+        1e-4,
+    )
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_label_smoothing_and_z_loss(chunk_size):
+    with jax.enable_x64(True):  # noqa: FBT003
+        batch = Batch("BartForConditionalGeneration", 5, tied=True)
+        logits = batch.theirs(
+            torch.from_numpy(batch.ids),
+            torch.from_numpy(batch.mask),
+            labels=torch.from_numpy(batch.labels),
+        ).logits
+        labels = torch.from_numpy(batch.labels)
+        theirs = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1
+        )
+        theirs = theirs + 0.01 * logits.logsumexp(-1)[labels != -100].square().mean()
+        compare(
+            batch,
+            lambda model: (
+                eb.seq2seq_loss(
+                    model,
+                    batch.ids,
+                    batch.mask,
+                    batch.labels,
+                    label_smoothing=0.1,
+                    z_loss=0.01,
+                    chunk_size=chunk_size,
+                ).mean
+            ),
+            theirs,
+            1e-9,
+        )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_causal_lm(tied):
+    with jax.enable_x64(True):  # noqa: FBT003
+        batch = Batch("BartForCausalLM", 6, tied=tied)
+        labels = batch.labels[:, [0, 1, 2, 3, 4, 4]]
+        compare(
+            batch,
+            lambda model: (
+                eb.cross_entropy(model(batch.ids, batch.mask).logits, labels).mean
+            ),
+            batch.their_loss(labels=labels),
+            1e-9,
+        )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "problem_type",
+    [None, "regression", "single_label_classification", "multi_label_classification"],
+)
+@pytest.mark.parametrize("num_labels", [1, 3])
+def test_classification(num_labels, problem_type, tied):
+    with jax.enable_x64(True):  # noqa: FBT003
+        batch = Batch("BartForSequenceClassification", 7, tied=tied)
+        config = batch.config
+        config.num_labels, config.problem_type = num_labels, problem_type
+        batch.theirs = random_model(
+            "BartForSequenceClassification", config, 7, torch.float64
+        )
+        batch.ours = convert(batch.theirs)
+        is_single = problem_type == "single_label_classification"
+        if is_single or (problem_type is None and num_labels > 1):
+            labels = batch.rng.integers(0, num_labels, 3)
+        elif problem_type == "multi_label_classification":
+            labels = batch.rng.integers(0, 2, (3, num_labels)).astype(float)
+        else:
+            labels = batch.rng.normal(size=(3, num_labels)).squeeze(
+                -1 if num_labels == 1 else ()
+            )
+        compare(
+            batch,
+            lambda model: (
+                eb.classification_loss(
+                    model(batch.ids, batch.mask).logits, labels, model.config
+                ).mean
+            ),
+            batch.their_loss(labels=labels),
+            1e-9,
+        )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_question_answering(tied):
+    with jax.enable_x64(True):  # noqa: FBT003
+        batch = Batch("BartForQuestionAnswering", 8, tied=tied)
+        # HF clamps what lies outside, and ignores what lies past the end.
+        starts, ends = np.array([0, 5, 9]), np.array([2, -3, 5])
+
+        def loss(model):
+            out = model(batch.ids, batch.mask)
+            return eb.question_answering_loss(
+                out.start_logits, out.end_logits, starts, ends
+            ).mean
+
+        theirs = batch.their_loss(start_positions=starts, end_positions=ends)
+        compare(batch, loss, theirs, 1e-9)
+
+
+def test_twenty_steps_of_adamw():
+    batch = Batch("BartForConditionalGeneration", 9, tied=True, dtype=torch.float32)
+    settings = {"eps": 1e-8, "weight_decay": 0.01}
+    theirs = torch.optim.AdamW(batch.theirs.parameters(), lr=1e-3, **settings)
+    expected = []
+    for _ in range(20):
+        theirs.zero_grad()
+        loss = batch.their_loss(labels=batch.labels)
+        loss.backward()
+        theirs.step()
+        expected.append(loss.item())
+
+    optim = optax.adamw(1e-3, **settings)
+    model = batch.ours
+    state = optim.init(eqx.filter(model, eqx.is_inexact_array))
+
+    @eqx.filter_jit
+    def step(model, state):
+        loss, grads = eqx.filter_value_and_grad(
+            lambda model: eb.seq2seq_loss(model, batch.ids, batch.mask, batch.labels).mean
+        )(model)
+        updates, state = optim.update(grads, state, eqx.filter(model, eqx.is_inexact_array))
+        return eqx.apply_updates(model, updates), state, loss
+
+    losses = []
+    for _ in range(20):
+        model, state, loss = step(model, state)
+        losses.append(float(loss))
+    assert losses[-1] < losses[0] - 0.1
+    assert np.allclose(losses, expected, rtol=1e-4)
+
+
+def test_sums_add_up_over_batches(getkey):
+    logits = jax.random.normal(getkey(), (7, 5))
+    labels = np.array([0, 4, -100, 2, -100, 1, 3])
+    whole = eb.cross_entropy(logits, labels)
+    parts = eb.cross_entropy(logits[:3], labels[:3]) + eb.cross_entropy(
+        logits[3:], labels[3:]
+    )
+    assert (whole.count, parts.count) == (5, 5)
+    assert np.allclose(parts.mean, whole.mean)
+
+
+def test_losses_of_nothing(getkey):
+    logits = jax.random.normal(getkey(), (2, 5))
+    ignored = np.full(2, -100)
+    assert eb.cross_entropy(logits, ignored).mean == 0
+    grad = jax.grad(lambda x: eb.cross_entropy(x, ignored).mean)(logits)
+    assert not np.any(grad)
+    assert eb.cross_entropy(logits[:0], ignored[:0]).mean == 0
+    head = eqx.nn.Identity()
+    chunked = eb.chunked_cross_entropy(head, logits[:0], ignored[:0], chunk_size=4)
+    assert (chunked.mean, chunked.count) == (0, 0)
+
+
+def test_what_is_not_finite_shows(getkey):
+    logits = jnp.array([[0.0, jnp.nan], [0.0, 1.0], [jnp.inf, 0.0]])
+    labels = np.array([-100, 1, -100])
+    assert np.isfinite(eb.cross_entropy(logits, labels).mean)
+    for row in (0, 2):
+        labels = np.full(3, -100)
+        labels[row] = 1
+        assert not np.isfinite(eb.cross_entropy(logits, labels).mean)
+
+
+def test_wrong_labels(config, getkey):
+    logits = jax.random.normal(getkey(), (2, 5))
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 5\).*labels\[1\] is 5"):
+        eb.cross_entropy(logits, np.array([0, 5]))
+    with pytest.raises(ValueError, match=r"labels\[0\] is -1"):
+        eb.cross_entropy(logits, np.array([-1, 0]))
+    with pytest.raises(Exception, match=r"labels must lie in \[0, 5\)"):
+        jax.block_until_ready(jax.jit(eb.cross_entropy)(logits, jnp.array([0, 5])).total)
+    with pytest.raises(ValueError, match="chunk_size must be 1 or more; it is 0"):
+        eb.chunked_cross_entropy(eqx.nn.Identity(), logits, np.array([0, 1]), chunk_size=0)
+    with pytest.raises(ValueError, match=r"needs labels class ids \[batch\]"):
+        eb.classification_loss(
+            logits,
+            np.zeros(2, np.float32),
+            eb.BartConfig(num_labels=5, problem_type="single_label_classification"),
+        )
+    with pytest.raises(ValueError, match=r"multi_label.* needs labels \[2, 5\]"):
+        eb.classification_loss(logits, np.zeros(2, np.float32), eb.BartConfig(num_labels=5))
+
+
+def test_trainable(config, getkey):
+    model = eb.BartForConditionalGeneration(config, key=getkey())
+    count = len(leaves(model))
+    chosen = eqx.filter(model, eb.trainable(model))
+    assert len(leaves(chosen)) == len(jax.tree.leaves(chosen)) == count
+    parts = eqx.filter(model, eb.trainable(model, freeze_embeds=True))
+    assert parts.model.shared.weight is None
+    assert parts.model.encoder.embed_positions.weight is None
+    assert parts.model.decoder.embed_positions.weight is None
+    assert len(leaves(parts)) == count - 3
+    parts = eqx.filter(model, eb.trainable(model, freeze_encoder=True))
+    assert not leaves(parts.model.encoder)
+    assert len(leaves(parts)) == count - len(leaves(model.model.encoder))
+
+
+def test_mixed_precision(config, getkey):
+    model = eb.BartForConditionalGeneration(config, key=getkey())
+    model = eqx.nn.inference_mode(model)
+    ids, labels = np.array([[5, 6, 7, 2]]), np.array([[8, 9, 2]])
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad
+    def loss(model, dtype):
+        return eb.seq2seq_loss(eb.cast(model, dtype), ids, None, labels).mean
+
+    exact, exact_grads = loss(model, "float32")
+    rough, grads = loss(model, "bfloat16")
+    assert rough.dtype == jnp.float32
+    assert 0 < abs(rough - exact) < 0.02
+    assert {x.dtype for x in leaves(grads)} == {jnp.dtype("float32")}
+    a, b = (np.concatenate([np.ravel(x) for x in leaves(g)]) for g in (grads, exact_grads))
+    assert a @ b / np.sqrt((a @ a) * (b @ b)) > 0.99
+    with pytest.raises(ValueError, match="dtype must be a floating dtype; it is int8"):
+        eb.cast(model, "int8")
+
+
+def test_checkpointing_keeps_less(config, getkey):
+    import dataclasses
+
+    config = dataclasses.replace(config, encoder_layers=4, decoder_layers=4)
+    model = eb.BartForConditionalGeneration(config, key=getkey())
+    ids = np.tile(np.arange(3, 13), (16, 1))
+
+    def kept(model, **options):
+        parameters, others = eqx.partition(model, eqx.is_inexact_array)
+
+        def loss(parameters):
+            model = eqx.combine(parameters, others)
+            key = jax.random.key(0)
+            return eb.seq2seq_loss(model, ids, None, ids, key=key, **options).mean
+
+        _, pullback = jax.vjp(loss, parameters)
+        return sum(x.nbytes for x in jax.tree.leaves(pullback))
+
+    whole = kept(model)
+    inputs = kept(eb.gradient_checkpointing(model))
+    products = kept(
+        eb.gradient_checkpointing(model, policy=jax.checkpoint_policies.dots_saveable)
+    )
+    assert inputs < 0.6 * whole
+    assert inputs < products < whole
+    assert kept(eb.gradient_checkpointing(eb.gradient_checkpointing(model), False)) == whole  # noqa: FBT003
