@@ -542,6 +542,43 @@ def test_zip_files(change, message, tmp_path):
         read_pytorch(file)
 
 
+ZIP64 = b"\1\0\x08\0" + b"\xff" * 8  # an offset of 2**64 - 1
+
+
+@pytest.mark.parametrize(
+    ("at", "values", "extra", "message"),
+    [
+        (6, struct.pack("<H", 99), b"", "zip file version 9.9"),
+        (20, struct.pack("<II", 2**31, 2**31), b"", "it ends before x/data/0 does"),
+        (20, struct.pack("<II", 48, 49), b"", "x/data/0 is compressed"),
+        (42, struct.pack("<I", 5), b"", "x/data/0 is not where the table of contents"),
+        (42, struct.pack("<I", 10**6), b"", "x/data/0 is not where the table of contents"),
+        (42, None, b"", "x/data/0 is not where the table of contents"),
+        (42, b"\xff" * 4, ZIP64, "offset-sized integer"),
+        (42, b"\xff" * 4, ZIP64[:-1] + b"\x7f", "Invalid argument"),
+        (28, b"\xff" * 2, b"", "it has no x/data/0"),
+    ],
+)
+def test_a_wrong_table_of_contents(at, values, extra, message, tmp_path):
+    file = tmp_path / "x.bin"
+    save(TENSORS, file, is_zip=True)
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in entries.items():
+            entry = zipfile.ZipInfo(name)
+            entry.extra = extra if name == "x/data/0" else b""
+            archive.writestr(entry, content)
+        archive.comment = b"PK\3\4"  # what a header begins with
+    data = bytearray(file.read_bytes())
+    at += data.rindex(b"x/data/0") - 46
+    values = struct.pack("<I", len(data) - 4) if values is None else values
+    data[at : at + len(values)] = values
+    file.write_bytes(data)
+    with refused(file, message):
+        read_pytorch(file)
+
+
 def test_compressed_entries(tmp_path):
     file = tmp_path / "x.bin"
     for name in ("byteorder", "data.pkl", "data/0"):

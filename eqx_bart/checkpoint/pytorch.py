@@ -30,7 +30,6 @@ _MAX_DIMS, _MAX_SIZE = 64, 2**48  # within NumPy's
 _MALFORMED = (
     ValueError,
     TypeError,
-    OverflowError,
     OSError,
     NotImplementedError,
     zipfile.BadZipFile,
