@@ -148,7 +148,8 @@ def test_label_smoothing_and_z_loss(chunk_size):
 def test_causal_lm(tied):
     with jax.enable_x64(True):  # noqa: FBT003
         batch = Batch("BartForCausalLM", 6, tied=tied)
-        labels = np.pad(batch.labels, ((0, 0), (0, 1)), constant_values=-100)
+        # What attends to nothing has another gradient in HF's model than in ours.
+        labels = np.where(np.cumsum(batch.mask, axis=1) > 0, batch.ids, -100)
         compare(
             batch,
             lambda model: (
