@@ -18,12 +18,11 @@ def blocks(language):
 
 def test_python(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    code = blocks("python")
-    assert len(code) == 5
+    assert len(blocks("python")) == 5
     scope = {}
+    code = compile("\n".join(blocks("python")), "README.md", "exec")
     with pytest.warns(UserWarning, match="classification_head.* drawn at random"):
-        for block in code:
-            exec(compile(block, "README.md", "exec"), scope)  # noqa: S102
+        exec(code, scope)  # noqa: S102
     answers = [line.split("\t")[1] for line in blocks("text")[0].splitlines()]
     assert capsys.readouterr().out == f"{answers}\n"
     assert (tmp_path / "saved" / "model.safetensors").is_file()
