@@ -2,10 +2,13 @@
 
 from jaxtyping import install_import_hook as _install_import_hook
 
+from . import typechecking as _typechecking
+
 
 # Every annotation in this package is checked when a function is called: under `jit`, while
 # it is traced. `JAXTYPING_DISABLE=1` turns that off.
-with _install_import_hook("eqx_bart", "beartype.beartype"):
+with _install_import_hook("eqx_bart", f"{_typechecking.__name__}.typechecker"):
+    from .adapters import load_lora, lora, merge_lora, save_lora
     from .cache import BartCache, KeyValues
     from .checkpoint.errors import CheckpointError
     from .checkpoint.pretrained import BUILTIN_MODEL
@@ -32,6 +35,13 @@ with _install_import_hook("eqx_bart", "beartype.beartype"):
         seq2seq_loss,
     )
     from .model import BartModel, shift_tokens_right
+    from .noising import (
+        document_rotation,
+        sentence_permutation,
+        text_infilling,
+        token_deletion,
+        token_masking,
+    )
     from .outputs import (
         BaseModelOutput,
         BaseModelOutputWithCrossAttentions,
@@ -72,9 +82,18 @@ __all__ = [
     "chunked_cross_entropy",
     "classification_loss",
     "cross_entropy",
+    "document_rotation",
     "gradient_checkpointing",
+    "load_lora",
+    "lora",
+    "merge_lora",
     "question_answering_loss",
+    "save_lora",
+    "sentence_permutation",
     "seq2seq_loss",
     "shift_tokens_right",
+    "text_infilling",
+    "token_deletion",
+    "token_masking",
     "trainable",
 ]

@@ -34,11 +34,24 @@ def split_key(key: PRNGKeyArray | None, num: int) -> list[PRNGKeyArray | None]:
     return [None] * num if key is None else list(jax.random.split(key, num))
 
 
+class LowRank(eqx.Module):
+    """What low-rank adaptation adds to a `Linear`: `scaling * x @ lora_A @ lora_B`."""
+
+    lora_A: Float[Array, "d_in rank"]  # noqa: N815
+    lora_B: Float[Array, "rank d_out"]  # noqa: N815
+    scaling: float = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+        return self.scaling * dot(dot(x, self.lora_A), self.lora_B)
+
+
 class Linear(eqx.Module):
-    """`x @ weight + bias`, accumulated in float32 or better."""
+    """`x @ weight + bias`, accumulated in float32 or better; plus `adapter(x)`, if it has
+    one. See `eqx_bart.adapters`."""
 
     weight: Float[Array, "d_in d_out"]
     bias: Float[Array, " d_out"] | None
+    adapter: LowRank | None
 
     def __init__(
         self,
@@ -52,11 +65,14 @@ class Linear(eqx.Module):
         """Draws the weight from `N(0, init_std²)`; the bias is zero."""
         self.weight = init_std * jax.random.normal(key, (d_in, d_out))
         self.bias = jnp.zeros_like(self.weight[0]) if use_bias else None
+        self.adapter = None
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         y = dot(x, self.weight)
         if self.bias is not None:
             y = y + self.bias
+        if self.adapter is not None:
+            y = y + self.adapter(x)
         return y.astype(x.dtype)
 
 

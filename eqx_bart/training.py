@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
+from .adapters import has_adapters, is_adapted
 from .checkpoint.weight_map import canonical
 from .decoder import BartDecoder
 from .encoder import BartEncoder
@@ -23,7 +24,9 @@ def trainable(
     """Which leaves of `model` to train: a filter for `eqx.partition`, `eqx.filter` and
     `optax.masked`.
 
-    All arrays of floats are, which leaves out buffers such as `final_logits_bias`.
+    All arrays of floats are, which leaves out buffers such as `final_logits_bias`. Of a
+    model with adapters these alone, and a classification or question-answering head; see
+    `lora`.
 
     **Arguments:**
 
@@ -34,6 +37,7 @@ def trainable(
     **Returns** a pytree of booleans with the structure of `model`. The names of the
     arguments are those of HF's examples for sequence-to-sequence models.
     """
+    adapted = has_adapters(model)
 
     def is_trained(path: Any, leaf: Any) -> bool:
         name = canonical(jtu.keystr(path, simple=True, separator="."))
@@ -41,6 +45,7 @@ def trainable(
         is_frozen = (freeze_embeds and is_embedding) or (
             freeze_encoder and name.startswith("encoder.")
         )
+        is_frozen |= adapted and not is_adapted(name)
         return eqx.is_inexact_array(leaf) and not is_frozen
 
     return jtu.tree_map_with_path(is_trained, model)

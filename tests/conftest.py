@@ -14,6 +14,12 @@ torch.set_num_threads(1)
 SHARED_DATA = pathlib.Path(__file__).parents[2] / "shared" / "data"
 
 
+def with_slow(*quick, slow):
+    """The cases of a test, of which those that are not `quick` are slow tests."""
+    rest = [case for case in slow if case not in quick]
+    return [*quick, *(pytest.param(case, marks=pytest.mark.slow) for case in rest)]
+
+
 @pytest.fixture
 def getkey():
     """A function that gives another key at each call."""
@@ -51,10 +57,10 @@ def quick_compilation(request):
     is_quick = request.node.get_closest_marker("slow") is None
     jax.config.update("jax_disable_most_optimizations", is_quick)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)  # noqa: FBT003
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
 def full_compilation(quick_compilation):
     """Compiles as users do."""
-    jax.config.update("jax_disable_most_optimizations", False)  # noqa: FBT003
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -154,7 +154,7 @@ def test_float64_needs_64_bit_mode(saved):
         eb.BartForConditionalGeneration.from_pretrained(directory)
     loaded = eb.BartForConditionalGeneration.from_pretrained(directory, dtype="float32")
     assert_same(model, loaded)
-    with jax.enable_x64(True):  # noqa: FBT003
+    with jax.enable_x64(True):
         loaded = eb.BartForConditionalGeneration.from_pretrained(directory)
         assert arrays_inexact(loaded)[0].dtype == np.float64
     with pytest.raises(ValueError, match="dtype must be a floating dtype"):

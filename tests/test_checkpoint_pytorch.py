@@ -474,7 +474,7 @@ def test_legacy_files(system, keys, rest, message, tmp_path):
     tensor = TENSOR + b"(" + storage + b"K\x00K\x02\x85K\x01\x85\x89}tR"
     pickled = b"\x80\x02}" + text(b"x") + tensor + b"s."
     file = tmp_path / "x.bin"
-    write_pickle(file, pickled, False, system, keys, rest)  # noqa: FBT003
+    write_pickle(file, pickled, False, system, keys, rest)
     if message is None:
         assert_same_bits(read_pytorch(file)["x"].load(), torch.tensor([1.0, 2.0]))
         assert torch.equal(torch.load(file)["x"], torch.tensor([1.0, 2.0]))

@@ -270,7 +270,7 @@ def test_a_directory_that_stays(kind, size, model, other, tmp_path, monkeypatch)
         uid = os.geteuid()
         monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
     others = contents(directory)
-    for name in [n for n in others if writing._CHECKPOINT.fullmatch(n)]:
+    for name in [n for n in others if writing.CHECKPOINT.pattern.fullmatch(n)]:
         del others[name]
     inode = directory.stat().st_ino
     model.save_pretrained("." if kind == "current" else directory, max_shard_size=size)

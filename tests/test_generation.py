@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import with_slow
 from oracle import (
     assert_close,
     convert,
@@ -23,7 +24,7 @@ import eqx_bart as eb
 
 
 @pytest.mark.filterwarnings("ignore:Using the model-agnostic default `max_length`")
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", with_slow(0, 4, slow=range(12)))
 def test_greedy_search(seed):
     rng = np.random.default_rng([seed, 2])
     config = random_config(rng)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from conftest import with_slow
 from oracle import (
     assert_close,
     assert_outputs_close,
@@ -62,10 +63,7 @@ def both(inputs, dtype):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize(
-    "seed",
-    [*range(25), *(pytest.param(i, marks=pytest.mark.slow) for i in range(25, 50))],
-)
+@pytest.mark.parametrize("seed", with_slow(*range(8), slow=range(50)))
 def test_all_outputs(seed, name, request):
     if seed % 10 == 0:
         request.getfixturevalue("full_compilation")
@@ -85,7 +83,7 @@ def test_all_outputs(seed, name, request):
 
 
 @pytest.mark.parametrize("name", ["BartForConditionalGeneration", "BartForCausalLM"])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", with_slow(0, 1, slow=range(6)))
 def test_cached_decoding_in_any_split(seed, name):
     rng = np.random.default_rng([seed, *name.encode(), 1])
     config = random_config(rng)
@@ -177,7 +175,7 @@ def test_position_ids_choose_the_rows_of_the_table(config, getkey):
     assert_close(outputs.last_hidden_state, expected.last_hidden_state[:, 2:], 1e-5)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", with_slow("BartForSequenceClassification", slow=CLASSES))
 def test_inside_vmap_grad_and_checkpoint(name, config, getkey):
     config = dataclasses.replace(config, decoder_layers=1)
     model = eqx.nn.inference_mode(CLASSES[name](config, key=getkey()))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from conftest import with_slow
 from oracle import CLASSES, convert, random_config, random_ids, random_mask, random_model
 
 import eqx_bart as eb
@@ -41,9 +42,8 @@ def test_each_switch_works_by_key_and_is_off_in_inference_mode(switch, config, g
     assert np.array_equal(results[0], call(model, keys[0]))
     assert len({r.tobytes() for r in results}) > 1
     plain = build(name, config, {}, key)
-    expected = call(plain, None)
-    assert np.array_equal(call(eqx.nn.inference_mode(model), None), expected)
-    assert np.array_equal(call(plain, keys[0]), expected)
+    inference = call(eqx.nn.inference_mode(model), None)
+    assert np.array_equal(call(plain, keys[0]), inference)
 
 
 def test_attention_dropout_zeroes_and_rescales_the_weights(config, getkey):
@@ -79,7 +79,7 @@ def test_a_dropped_layer_passes_its_input_on(config, getkey):
     assert len({tuple(row) for row in dropped}) > 3
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", with_slow(True, slow=[False]))
 def test_gradients(tied):
     rng = np.random.default_rng(5)
     config = random_config(rng)
@@ -92,7 +92,7 @@ def test_gradients(tied):
         torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels)
     ).logits
     logits.logsumexp(-1).square().mean().backward()
-    with jax.enable_x64(True):  # noqa: FBT003
+    with jax.enable_x64(True):
         ours = convert(theirs)
 
         @eqx.filter_jit

@@ -12,6 +12,8 @@ from tokenizers import models, normalizers, pre_tokenizers, processors, Regex, T
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 BOS, PAD, EOS, UNK = range(len(SPECIAL))
+#: Where there is nothing to predict.
+NO_LABEL = -100
 LETTERS = (*string.ascii_lowercase, "'", "-", ".")
 STRESSES = "012"
 #: Batches hold words of `bucket` letters at most, <s> and </s> included.
@@ -91,15 +93,15 @@ def bucketed(
     return {
         bucket: (
             pad([source for source, _ in rows], bucket),
-            pad([target for _, target in rows], bucket - 1),
+            pad([target for _, target in rows], bucket - 1, NO_LABEL),
         )
         for bucket, rows in buckets.items()
     }
 
 
-def pad(rows: list[list[int]], length: int) -> np.ndarray:
+def pad(rows: list[list[int]], length: int, value: int = PAD) -> np.ndarray:
     """Rows of ids as an array, padded on the right."""
-    array = np.full((len(rows), length), PAD, np.int32)
+    array = np.full((len(rows), length), value, np.int32)
     for i, row in enumerate(rows):
         array[i, : len(row)] = row
     return array

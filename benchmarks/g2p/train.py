@@ -1,13 +1,20 @@
 """Trains the built-in model: English spelling to phonemes, on CMUdict.
 
 pip install -e '.[g2p]'
-python benchmarks/g2p/train.py --output eqx_bart/g2p
+python benchmarks/g2p/train.py --output eqx_bart/g2p --state g2p.state
+
+Killed, it goes on from the last state, and ends with the same weights bit for bit.
 """
 
 import argparse
 import dataclasses
+import itertools
+import json
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,6 +25,7 @@ from data import (
     BOS,
     bucketed,
     BUCKETS,
+    Buckets,
     build_tokenizer,
     EOS,
     epoch,
@@ -25,25 +33,28 @@ from data import (
     PAD,
     split,
     VOCABULARY,
+    Words,
 )
 from evaluate import error_rates
 from jaxtyping import Array, Integer, PRNGKeyArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import eqx_bart as eb
+from eqx_bart.checks import ArrayLike
 
 
 CONFIG = eb.BartConfig(
     vocab_size=len(VOCABULARY),
     max_position_embeddings=64,
-    d_model=128,
-    encoder_layers=3,
+    d_model=192,
+    encoder_layers=4,
     decoder_layers=3,
     encoder_attention_heads=4,
     decoder_attention_heads=4,
     encoder_ffn_dim=512,
     decoder_ffn_dim=512,
-    dropout=0.1,
-    init_std=0.08,
+    dropout=0.15,
+    init_std=0.07,
     pad_token_id=PAD,
     bos_token_id=BOS,
     eos_token_id=EOS,
@@ -56,26 +67,31 @@ GENERATION_CONFIG = dataclasses.replace(
 )
 
 
-def loss_fn(
-    model: eb.BartForConditionalGeneration,
-    input_ids: Integer[Array, "batch source"],
-    labels: Integer[Array, "batch target"],
-    key: PRNGKeyArray,
-    smoothing: float,
-) -> Array:
-    """The mean cross-entropy of a token, with label smoothing."""
-    decoder_input_ids = eb.shift_tokens_right(labels, PAD, EOS)
-    out = model(input_ids, input_ids != PAD, decoder_input_ids, key=key)
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, len(VOCABULARY)), smoothing)
-    losses = optax.softmax_cross_entropy(out.logits, targets)
-    is_token = labels != PAD
-    return jnp.sum(losses * is_token) / jnp.sum(is_token)
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to train. A state can be resumed with the same recipe alone."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    warmup: int
+    label_smoothing: float
+    dtype: str
+    seed: int
 
 
-def optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
-    """AdamW with warm-up and cosine decay; only matrices decay."""
+class State(eqx.Module):
+    """Where training stands: all that resuming needs."""
+
+    model: eb.BartForConditionalGeneration
+    optimizer: optax.OptState
+    step: Integer[Array, ""]
+
+
+def optimizer(recipe: Recipe, steps: int) -> optax.GradientTransformation:
+    """AdamW with clipping, warm-up and cosine decay; only matrices decay."""
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, min(1000, steps // 10), steps, end_value=learning_rate / 100
+        0.0, recipe.learning_rate, recipe.warmup, steps, recipe.learning_rate / 100
     )
     return optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -88,75 +104,121 @@ def optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
     )
 
 
+def initial_state(optim: optax.GradientTransformation, seed: int) -> State:
+    """A random model, before its first step."""
+    model = eb.BartForConditionalGeneration(
+        CONFIG, GENERATION_CONFIG, key=jax.random.key(seed)
+    )
+    parameters = eqx.filter(model, eb.trainable(model))
+    return State(model, optim.init(parameters), jnp.asarray(0, jnp.int32))
+
+
 @eqx.filter_jit(donate="all-except-first")
 def train_step(
-    optim: optax.GradientTransformation,
-    model: eb.BartForConditionalGeneration,
-    state: optax.OptState,
-    input_ids: Integer[Array, "batch source"],
-    labels: Integer[Array, "batch target"],
+    static: tuple[optax.GradientTransformation, Recipe],
+    state: State,
+    input_ids: Integer[ArrayLike, "batch source"],
+    labels: Integer[ArrayLike, "batch target"],
     key: PRNGKeyArray,
-    smoothing: float,
-) -> tuple[eb.BartForConditionalGeneration, optax.OptState, Array]:
-    """One step; returns the model, the optimiser's state and the loss."""
-    loss, grads = eqx.filter_value_and_grad(loss_fn)(
-        model, input_ids, labels, key, smoothing
-    )
-    updates, state = optim.update(grads, state, eqx.filter(model, eqx.is_inexact_array))
-    return eqx.apply_updates(model, updates), state, loss
+) -> tuple[State, Array]:
+    """One step; returns the next state and the loss."""
+    optim, recipe = static
+    parameters, rest = eqx.partition(state.model, eb.trainable(state.model))
+
+    def loss_fn(parameters: Any) -> Array:
+        return eb.seq2seq_loss(
+            eb.cast(eqx.combine(parameters, rest), recipe.dtype),
+            input_ids,
+            input_ids != PAD,
+            labels,
+            label_smoothing=recipe.label_smoothing,
+            key=jax.random.fold_in(key, state.step),
+        ).mean
+
+    loss, grads = jax.value_and_grad(loss_fn)(parameters)
+    updates, optimizer_state = optim.update(grads, state.optimizer, parameters)
+    model = eqx.apply_updates(state.model, updates)
+    return State(model, optimizer_state, state.step + 1), loss
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--label-smoothing", type=float, default=0.1)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    jax.config.update("jax_default_prng_impl", "unsafe_rbg")
+def batches(
+    buckets: Buckets, recipe: Recipe, start: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The batches of all epochs, from step `start` on."""
+    per_epoch = epoch_steps(buckets, recipe.batch_size)
+    for number in range(start // per_epoch, recipe.epochs):
+        rng = np.random.default_rng((recipe.seed, number))
+        skipped = max(0, start - number * per_epoch)
+        yield from itertools.islice(epoch(buckets, recipe.batch_size, rng), skipped, None)
 
-    words = split()
+
+def save_state(file: Path, recipe: Recipe, state: State) -> None:
+    """Writes the recipe as a line of JSON, and the state; in place of an older one."""
+    new = file.with_name(f"{file.name}.new")
+    with new.open("wb") as stream:
+        stream.write(json.dumps(dataclasses.asdict(recipe)).encode() + b"\n")
+        eqx.tree_serialise_leaves(stream, state)
+        stream.flush()
+        os.fsync(stream.fileno())
+    new.replace(file)
+
+
+def load_state(file: Path, recipe: Recipe, like: State) -> State:
+    """Reads what `save_state` wrote.
+
+    **Raises** `ValueError` if that was another recipe.
+    """
+    with file.open("rb") as stream:
+        stored = json.loads(stream.readline())
+        if stored != dataclasses.asdict(recipe):
+            raise ValueError(f"{file} was trained with {stored}, not with {recipe}.")
+        return eqx.tree_deserialise_leaves(stream, like)
+
+
+def train(
+    words: dict[str, Words], recipe: Recipe, file: Path, *, save_every: int
+) -> eb.BartForConditionalGeneration:
+    """Trains, from the state in `file` if there is one; returns the model."""
     buckets = bucketed(words["train"].pairs())
-    steps_per_epoch = epoch_steps(buckets, args.batch_size)
-    steps = args.epochs * steps_per_epoch
-    key = jax.random.key(args.seed)
-    rng = np.random.default_rng(args.seed)
-    model = eb.BartForConditionalGeneration(CONFIG, GENERATION_CONFIG, key=key)
-    optim = optimizer(args.learning_rate, steps)
-    state = optim.init(eqx.filter(model, eqx.is_inexact_array))
-    size = sum(x.size for x in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))
-    print(f"{size:,} parameters, {args.epochs} epochs of {steps_per_epoch} steps")
-
-    step, losses, start = 0, [], time.time()
-    for number in range(1, args.epochs + 1):
-        for input_ids, labels in epoch(buckets, args.batch_size, rng):
-            model, state, loss = train_step(
-                optim,
-                model,
-                state,
-                jnp.asarray(input_ids),
-                jnp.asarray(labels),
-                jax.random.fold_in(key, step),
-                args.label_smoothing,
-            )
+    per_epoch = epoch_steps(buckets, recipe.batch_size)
+    steps = recipe.epochs * per_epoch
+    optim = optimizer(recipe, steps)
+    state = initial_state(optim, recipe.seed)
+    if file.exists():
+        state = load_state(file, recipe, state)
+    key = jax.random.key(recipe.seed, impl="unsafe_rbg")
+    step = int(state.step)
+    with Progress(
+        "{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        "loss {task.fields[loss]:.4f}, {task.fields[rate]:.2f} steps/s",
+        TimeRemainingColumn(),
+    ) as progress:
+        task = progress.add_task("step", total=steps, completed=step, loss=0.0, rate=0.0)
+        losses, since = [], time.perf_counter()
+        for input_ids, labels in batches(buckets, recipe, step):
+            state, loss = train_step((optim, recipe), state, input_ids, labels, key)
             losses.append(loss)
             step += 1
-            if step % 100 == 0:
-                rate = step / (time.time() - start)
+            if step % save_every == 0 or step % per_epoch == 0:
+                save_state(file, recipe, state)
+            if len(losses) == 50 or step % per_epoch == 0:
                 mean = float(jnp.mean(jnp.stack(losses)))
-                losses.clear()
-                print(f"step {step}/{steps} loss {mean:.4f} {rate:.2f} steps/s", flush=True)
-        rates = error_rates(eqx.nn.inference_mode(model), words["validation"])
-        print(f"epoch {number} validation: {rates}", flush=True)
-        save(eqx.nn.inference_mode(model), args.output)
+                rate = len(losses) / (time.perf_counter() - since)
+                progress.update(task, completed=step, loss=mean, rate=rate)
+                losses, since = [], time.perf_counter()
+            if step % per_epoch == 0:
+                model = eqx.nn.inference_mode(state.model)
+                rates = error_rates(model, words["validation"])
+                progress.print(f"epoch {step // per_epoch}, validation: {rates}")
+                since = time.perf_counter()
+    return eqx.nn.inference_mode(state.model)
 
 
 def save(model: eb.BartForConditionalGeneration, directory: Path) -> None:
-    """Writes the checkpoint with its tokenizer."""
-    model.save_pretrained(directory)
+    """Writes the checkpoint, in half precision, with its tokenizer."""
+    eb.cast(model, "float16").save_pretrained(directory)
     from transformers import PreTrainedTokenizerFast
 
     PreTrainedTokenizerFast(
@@ -167,6 +229,28 @@ def save(model: eb.BartForConditionalGeneration, directory: Path) -> None:
         unk_token="<unk>",
         model_max_length=CONFIG.max_position_embeddings,
     ).save_pretrained(directory)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--output", type=Path, required=True, help="where the checkpoint goes")
+    add("--state", type=Path, required=True, help="a file to resume from, and to save to")
+    add("--save-every", type=int, default=500, metavar="STEPS")
+    add("--epochs", type=int, default=40)
+    add("--batch-size", type=int, default=256)
+    add("--learning-rate", type=float, default=1.5e-3)
+    add("--warmup", type=int, default=1000, metavar="STEPS")
+    add("--label-smoothing", type=float, default=0.1)
+    add("--dtype", default="bfloat16", help="to compute in; weights are float32")
+    add("--seed", type=int, default=0)
+    args = parser.parse_args()
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    recipe = Recipe(**{name: getattr(args, name) for name in names})
+    save(train(split(), recipe, args.state, save_every=args.save_every), args.output)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray
 
+from ..adapters import has_adapters
 from ..config import BartConfig
 from .errors import CheckpointError
 from .formats import find_weights
@@ -150,8 +151,13 @@ class PretrainedModel(eqx.Module):
             or `"200MB"`. Only a tensor that alone is larger has a larger file.
 
         **Raises** `OSError` if it cannot be written, `ValueError` if `max_shard_size` is no
-        size.
+        size or the model has adapters.
         """
+        if has_adapters(self):
+            raise ValueError(
+                "The model has adapters, which no checkpoint holds: save merge_lora(model), "
+                "or the adapters alone with save_lora."
+            )
         limit = num_bytes(max_shard_size)
         tensors = to_tensors(self)
         parameters = jax.tree.leaves(eqx.filter(self, eqx.is_inexact_array))

@@ -60,6 +60,7 @@ WEIGHT_MAP = (
     Rule(_LAYER + r"\.(self_attn|encoder_attn|final)_layer_norm\.(weight|bias)"),
     Rule(_LAYER + r"\.fc[12]\.weight", Layout.TRANSPOSED),
     Rule(_LAYER + r"\.fc[12]\.bias"),
+    Rule(_LAYER + r"\..+\.adapter\.lora_[AB]", Layout.TRANSPOSED),
     Rule(r"lm_head\.weight", Layout.TRANSPOSED, Absent.NEW_HEAD, vocab_axis=1),
     Rule(r"final_logits_bias", Layout.BUFFER, Absent.ZEROS, vocab_axis=1),
     Rule(_HEAD + r"\.weight", Layout.TRANSPOSED, Absent.NEW_HEAD),

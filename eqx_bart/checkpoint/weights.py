@@ -64,7 +64,7 @@ def load_weights(
     arrays: dict[str, Any] = dict(drawn)
     # The largest first, when there is least beside them in memory.
     for name in sorted(stored, key=lambda name: stored[name].nbytes, reverse=True):
-        array = _from_tensor(name, stored[name], shapes[name], dtype)
+        array = from_tensor(name, stored[name], shapes[name], dtype)
         if array.shape != shapes[name].shape:
             array = fit_vocabulary(name, array, shapes[name].shape, drawn.get(name))
         arrays[name] = array
@@ -115,7 +115,8 @@ def _draw(
     return draw(key)
 
 
-def _from_tensor(name: str, tensor: StoredTensor, leaf: Any, dtype: Any) -> Any:
+def from_tensor(name: str, tensor: StoredTensor, leaf: Any, dtype: Any) -> Any:
+    """The array of this canonical name; a buffer takes its width from `leaf`."""
     layout, dtype = rule_for(name).layout, dtype or tensor.dtype
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         raise CheckpointError(f"{name} is stored as {tensor.dtype}, not as floats.")

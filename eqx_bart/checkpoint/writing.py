@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import filecmp
 import os
 import re
@@ -19,12 +20,36 @@ from .safetensors import write_safetensors
 
 
 _WEIGHTS = "model.safetensors"
-_CONFIG = "config.json"
-# All else in a directory stays as it is.
-_CHECKPOINT = re.compile(
-    r"(generation_)?config\.json|model(-\d{5,}-of-\d{5,})?\.safetensors|"
-    + re.escape(_WEIGHTS + INDEX_SUFFIX)
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The files that are written, and take the place of older ones, as a whole.
+
+    - `config`: the one without which nothing loads.
+    - `pattern`: what their names match. All else in a directory stays as it is.
+    """
+
+    config: str
+    pattern: re.Pattern[str]
+
+    def of(self, directory: Path) -> list[Path]:
+        """Those in `directory`."""
+        return [x for x in directory.iterdir() if self.pattern.fullmatch(x.name)]
+
+    def others(self, directory: Path) -> list[Path]:
+        """What else is in `directory`."""
+        return [x for x in directory.iterdir() if not self.pattern.fullmatch(x.name)]
+
+
+CHECKPOINT = Files(
+    "config.json",
+    re.compile(
+        r"(generation_)?config\.json|model(-\d{5,}-of-\d{5,})?\.safetensors|"
+        + re.escape(_WEIGHTS + INDEX_SUFFIX)
+    ),
 )
+
 _EXCHANGE = {"linux": "renameat2", "darwin": "renameatx_np"}
 
 
@@ -72,9 +97,9 @@ def write_weights(
 
 
 @contextlib.contextmanager
-def replacing(directory: Path) -> Generator[Path, None, None]:
-    """A context that gives an empty directory, to write a checkpoint to. At the end that
-    takes the place of the checkpoint in `directory`, and all other files there stay.
+def replacing(directory: Path, files: Files = CHECKPOINT) -> Generator[Path, None, None]:
+    """A context that gives an empty directory, to write a checkpoint's `files` to. At the
+    end they take the place of those in `directory`, and all other files there stay.
 
     The two trade places in one step, so that whatever happens, there is the old checkpoint
     or the new one. Where the file system has no such step, there are two, and between
@@ -82,7 +107,7 @@ def replacing(directory: Path) -> Generator[Path, None, None]:
 
     A `directory` that holds other directories, is the current one, or cannot be moved,
     stays where it is. If but one file changes, it is replaced in one step. Otherwise
-    `config.json` goes first and comes last, and in between nothing loads what is there.
+    the config goes first and comes last, and in between nothing loads what is there.
 
     What a killed process leaves is in a hidden directory `.{directory.name}.*`, beside
     or in `directory`.
@@ -100,8 +125,8 @@ def replacing(directory: Path) -> Generator[Path, None, None]:
             if beside and not is_new:
                 _copy_attributes(directory, new)
             yield new
-            if not (beside and _switch(new, stage / "old", directory)):
-                _replace_each(new, directory)
+            if not (beside and _switch(new, stage / "old", directory, files)):
+                _replace_each(new, directory, files)
     except OSError as error:
         if error.filename is not None or error.errno is None:
             raise
@@ -145,13 +170,13 @@ def _copy_attributes(directory: Path, new: Path) -> None:
     shutil.copystat(directory, new)
 
 
-def _switch(new: Path, old: Path, directory: Path) -> bool:
+def _switch(new: Path, old: Path, directory: Path, files: Files) -> bool:
     """Whether `new` could take the place of `directory`, with its other files."""
     if directory.exists():
         if not _can_move(directory):
             return False
         try:
-            for file in _others(directory):
+            for file in files.others(directory):
                 _link(file, new / file.name)
         except OSError:
             return False
@@ -160,7 +185,7 @@ def _switch(new: Path, old: Path, directory: Path) -> bool:
         return False
     _sync(directory.parent)
     with contextlib.suppress(OSError):  # if there is no old one, for example
-        for file in _others(old):
+        for file in files.others(old):
             if not _is_same(file, directory / file.name):  # changed since
                 file.replace(directory / file.name)
         shutil.rmtree(old)
@@ -205,15 +230,15 @@ def _exchange(a: Path, b: Path) -> bool:
     return exchange(-1, os.fsencode(a), -1, os.fsencode(b), 2) == 0
 
 
-def _replace_each(new: Path, directory: Path) -> None:
+def _replace_each(new: Path, directory: Path, files: Files) -> None:
     """Moves the files of `new` to `directory`, and those of the old checkpoint away."""
     with _stage(directory, directory.name) as stage, contextlib.ExitStack() as undo:
         new, old = Path(shutil.move(new, stage)), stage / "old"
         old.mkdir()
-        incoming = {file.name for file in _checkpoint(new)}
+        incoming = {file.name for file in files.of(new)}
         for name in incoming:
             _sync(new / name)  # which may be a copy now
-        present = {file.name for file in _checkpoint(directory)}
+        present = {file.name for file in files.of(directory)}
         same, _, _ = filecmp.cmpfiles(new, directory, incoming, shallow=False)
         changed = (incoming | present) - set(same)
         if len(changed) <= 1 and changed <= incoming:
@@ -226,7 +251,7 @@ def _replace_each(new: Path, directory: Path) -> None:
             (source / name).replace(target / name)
             undo.callback((target / name).replace, source / name)
 
-        order = sorted(changed | {_CONFIG}, key=lambda name: name == _CONFIG)
+        order = sorted(changed | {files.config}, key=lambda name: name == files.config)
         for name in reversed(order):
             if name in present:
                 move(name, directory, old)
@@ -236,14 +261,6 @@ def _replace_each(new: Path, directory: Path) -> None:
         undo.pop_all()
         _sync(directory)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _checkpoint(directory: Path) -> list[Path]:
-    return [file for file in directory.iterdir() if _CHECKPOINT.fullmatch(file.name)]
-
-
-def _others(directory: Path) -> list[Path]:
-    return [file for file in directory.iterdir() if not _CHECKPOINT.fullmatch(file.name)]
 
 
 def _link(source: Path, target: Path) -> None:

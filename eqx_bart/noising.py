@@ -1,0 +1,197 @@
+"""The noise of BART's own training, over token ids: what the model reads, to write the
+original.
+
+`input_ids` are rows of ids, `[batch, length]`, padded on the right. The first `<s>` and
+the last `</s>` of a row stay where they are; what lies between is its document. All
+functions are NumPy's, for the loading of data, and the same key gives the same noise.
+
+Source: Lewis et al. 2019 (arXiv:1910.13461), section 2.2. Its models were trained with
+`text_infilling(sentence_permutation(ids, …), …)`.
+"""
+
+import jax
+import numpy as np
+from jaxtyping import Integer, PRNGKeyArray
+
+from .checks import ArrayLike
+from .config import BartConfig
+
+
+Ids = Integer[np.ndarray, "batch length"]
+
+
+def token_masking(
+    input_ids: Integer[ArrayLike, "batch length"],
+    config: BartConfig,
+    *,
+    mask_token_id: int,
+    ratio: float = 0.15,
+    key: PRNGKeyArray,
+) -> Ids:
+    """Puts the mask in place of random tokens, `ratio` of each document, rounded.
+
+    **Raises** `ValueError` if the ratio lies outside [0, 1].
+    """
+    ids, inside = _documents(input_ids, config)
+    chosen = _random_subset(inside, _share(inside, ratio), _generator(key))
+    return np.where(chosen, ids.dtype.type(mask_token_id), ids)
+
+
+def token_deletion(
+    input_ids: Integer[ArrayLike, "batch length"],
+    config: BartConfig,
+    *,
+    ratio: float = 0.15,
+    key: PRNGKeyArray,
+) -> Ids:
+    """Deletes random tokens, `ratio` of each document, rounded.
+
+    **Raises** `ValueError` if the ratio lies outside [0, 1].
+    """
+    ids, inside = _documents(input_ids, config)
+    deleted = _random_subset(inside, _share(inside, ratio), _generator(key))
+    order = np.argsort(deleted, axis=1, kind="stable")
+    kept = np.take_along_axis(~deleted, order, 1)
+    return np.where(kept, np.take_along_axis(ids, order, 1), _padding(config, ids))
+
+
+def text_infilling(
+    input_ids: Integer[ArrayLike, "batch length"],
+    config: BartConfig,
+    *,
+    mask_token_id: int,
+    ratio: float = 0.3,
+    poisson_lambda: float = 3.0,
+    key: PRNGKeyArray,
+) -> Integer[np.ndarray, "batch noised"]:
+    """Puts one mask in place of each of several spans of tokens, together `ratio` of the
+    document, rounded.
+
+    Spans are as long as a Poisson distribution says, the last is cut to fit, and they lie
+    anywhere, but do not overlap. Those of length 0 are masks put between tokens. With many
+    of them a row grows, and the array with it.
+
+    **Raises** `ValueError` if the ratio lies outside [0, 1] or `poisson_lambda` is not
+    positive.
+    """
+    if poisson_lambda <= 0:
+        raise ValueError(f"poisson_lambda must be positive; it is {poisson_lambda}.")
+    ids, inside = _documents(input_ids, config)
+    rng = _generator(key)
+    lengths, is_span = _spans(_share(inside, ratio), poisson_lambda, rng)
+    sizes = inside.sum(1)
+    # A document becomes a row of slots: its spans and its other tokens, in random order.
+    slots = sizes - lengths.sum(1) + is_span.sum(1)
+    first = np.where(inside.any(1), inside.argmax(1), 0)
+    width = max(ids.shape[1], int((ids.shape[1] - sizes + slots).max(initial=0)))
+    place = np.arange(width) - first[:, None]
+    holds_span = _random_subset(
+        (place >= 0) & (place < slots[:, None]), is_span.sum(1), rng
+    )
+    taken = np.ones(holds_span.shape, np.int64)
+    taken[holds_span] = lengths[is_span]
+    source = np.cumsum(taken, axis=1) - taken
+    is_token = ~holds_span & (source < ids.shape[1])
+    tokens = np.take_along_axis(ids, np.minimum(source, ids.shape[1] - 1), 1)
+    noised = np.where(is_token, tokens, _padding(config, ids))
+    return np.where(holds_span, ids.dtype.type(mask_token_id), noised)
+
+
+def sentence_permutation(
+    input_ids: Integer[ArrayLike, "batch length"],
+    config: BartConfig,
+    *,
+    full_stop_ids: tuple[int, ...],
+    key: PRNGKeyArray,
+) -> Ids:
+    """Shuffles the sentences of each document, which end with a token of `full_stop_ids`,
+    or with the document."""
+    ids, inside = _documents(input_ids, config)
+    ends = np.isin(ids, full_stop_ids) & inside
+    sentence = np.cumsum(ends, axis=1) - ends
+    draws = _generator(key).random(ids.shape)
+    return _reordered(ids, inside, np.take_along_axis(draws, sentence, 1))
+
+
+def document_rotation(
+    input_ids: Integer[ArrayLike, "batch length"],
+    config: BartConfig,
+    *,
+    key: PRNGKeyArray,
+) -> Ids:
+    """Lets each document begin with a random one of its tokens, and go round."""
+    ids, inside = _documents(input_ids, config)
+    start = _generator(key).random((len(ids), 1)) * inside.sum(1, keepdims=True)
+    place = np.cumsum(inside, axis=1) - 1
+    return _reordered(ids, inside, place < np.floor(start))
+
+
+def _generator(key: PRNGKeyArray) -> np.random.Generator:
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).reshape(-1))
+
+
+def _documents(
+    input_ids: Integer[ArrayLike, "batch length"], config: BartConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ids, and where each row has its document.
+
+    **Raises** `ValueError` if there is padding before or between tokens.
+    """
+    ids = np.asarray(input_ids)
+    is_token = ids != _padding(config, ids)
+    if np.any(is_token[:, 1:] & ~is_token[:, :-1]):
+        row = int(np.argmax(np.any(is_token[:, 1:] & ~is_token[:, :-1], axis=1)))
+        raise ValueError(
+            f"input_ids must be padded on the right; row {row} has tokens after padding."
+        )
+    place = np.arange(ids.shape[1])
+    is_last = place == is_token.sum(1, keepdims=True) - 1
+    is_end = is_last & (ids == config.eos_token_id)
+    is_start = (place == 0) & (ids == config.bos_token_id)
+    return ids, is_token & ~is_start & ~is_end
+
+
+def _padding(config: BartConfig, ids: np.ndarray) -> np.integer:
+    if config.pad_token_id is None:
+        raise ValueError("The config has no pad_token_id: rows have no known end.")
+    return ids.dtype.type(config.pad_token_id)
+
+
+def _share(inside: np.ndarray, ratio: float) -> np.ndarray:
+    """How many tokens of each document are `ratio` of it."""
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio must lie in [0, 1]; it is {ratio}.")
+    return np.rint(inside.sum(1) * ratio).astype(np.int64)
+
+
+def _random_subset(
+    among: np.ndarray, counts: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Of each row's True entries, a random few: as many as `counts` says."""
+    draws = np.where(among, rng.random(among.shape), np.inf)
+    ranks = np.argsort(np.argsort(draws, axis=1), axis=1)
+    return ranks < counts[:, None]
+
+
+def _spans(
+    totals: np.ndarray, poisson_lambda: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths of spans that add up to each row's total, and which entries are spans."""
+    width = int(totals.max(initial=0))
+    lengths = np.zeros((len(totals), 0), np.int64)
+    while np.any(lengths.sum(1) < totals):
+        more = rng.poisson(poisson_lambda, (len(totals), max(width, 1)))
+        lengths = np.concatenate([lengths, more], axis=1)
+    before = np.cumsum(lengths, axis=1) - lengths
+    left = np.maximum(totals[:, None] - before, 0)
+    is_span = left > 0
+    # The last one is cut, and comes anywhere.
+    order = np.argsort(np.where(is_span, rng.random(left.shape), np.inf), axis=1)
+    return np.take_along_axis(np.minimum(lengths, left), order, 1), is_span
+
+
+def _reordered(ids: np.ndarray, inside: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """The tokens inside each document, sorted by rank; all others stay."""
+    is_before = np.cumsum(inside, axis=1) == 0
+    rank = np.where(inside, rank, np.where(is_before, -np.inf, np.inf))
+    return np.take_along_axis(ids, np.argsort(rank, axis=1, kind="stable"), 1)
