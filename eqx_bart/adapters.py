@@ -233,8 +233,8 @@ def _adapter(
     rank = a.shape[0] if a.shape else 0
     if rank < 1 or a.shape != (rank, d_in) or b.shape != (d_out, rank):
         raise CheckpointError(
-            f"The adapter of {name} has the shapes {list(a.shape)} and {list(b.shape)}; the "
-            f"model calls for [rank, {d_in}] and [{d_out}, rank]."
+            f"The adapter of {name} has the shapes {list(a.shape)} and {list(b.shape)}; "
+            f"the model calls for [rank, {d_in}] and [{d_out}, rank]."
         )
     alpha = _alpha(config, name)
     lora_a, lora_b = (
@@ -249,8 +249,8 @@ def _alpha(config: Mapping[str, Any], name: str) -> float:
     """The scale of an adapter. PEFT's patterns are regular expressions, which a file had
     better not bring: those that are no names, or their ends, are refused."""
     alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern") or {}
-    names = isinstance(patterns, dict) and all(re.fullmatch(r"[\w.]+", p) for p in patterns)
-    if not names:
+    is_dict = isinstance(patterns, dict)
+    if not is_dict or not all(re.fullmatch(r"[\w.]+", name) for name in patterns):
         raise CheckpointError(f"alpha_pattern={patterns!r} does not go by names.")
     alpha = next((a for p, a in patterns.items() if _ends_with(name, p)), alpha)
     if not isinstance(alpha, int | float):

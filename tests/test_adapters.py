@@ -203,7 +203,7 @@ A = "base_model.model.model.decoder.layers.0.self_attn.q_proj.lora_A.weight"
             {"tensors": {A: np.zeros((2, 7))}},
             r"shapes \[2, 7\] and \[24, 2\].*\[rank, 24\]",
         ),
-        ({"tensors": {A: np.zeros((2, 24), np.int64)}}, "stored as int64, not as floats"),
+        ({"tensors": {A: np.zeros((2, 24), int)}}, "stored as int64, not as floats"),
         ({"tensors": {A.replace("decoder", "other"): np.zeros((2, 24))}}, "no place for"),
         (
             {"tensors": {"base_model.model.qa_outputs.bias": np.zeros(3)}},

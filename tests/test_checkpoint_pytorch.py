@@ -296,7 +296,9 @@ def test_what_holds_more_than_tensors(obj, message, is_zip, tmp_path):
 def test_tensors_beyond_their_storages(arguments, message, is_zip, tmp_path):
     storage = torch.arange(4.0)._typed_storage()
     file = tmp_path / "x.bin"
-    save({"x": Call(torch._utils._rebuild_tensor_v2, storage, *arguments)}, file, is_zip)
+    hooks = (False, None) if len(arguments) <= 3 else ()
+    call = Call(torch._utils._rebuild_tensor_v2, storage, *arguments, *hooks)
+    save({"x": call}, file, is_zip)
     if message is None:
         offset, shape, _ = arguments
         expected = torch.arange(4.0)[offset:].reshape(shape)
@@ -304,6 +306,26 @@ def test_tensors_beyond_their_storages(arguments, message, is_zip, tmp_path):
     else:
         with refused(file, message):
             read_pytorch(file)
+
+
+@FORMATS
+def test_tensors_without_hooks(is_zip, tmp_path):
+    storage = torch.arange(4.0)._typed_storage()
+    file = tmp_path / "x.bin"
+    save({"x": Call(torch._utils._rebuild_tensor, storage, 1, (3,), (1,))}, file, is_zip)
+    assert_same_bits(read_pytorch(file)["x"].load(), torch.arange(1.0, 4.0))
+
+
+def test_a_serialization_id_that_is_no_text(tmp_path):
+    file = tmp_path / "x.bin"
+    torch.save({"x": torch.ones(2)}, file)
+    with zipfile.ZipFile(file) as archive:
+        number = archive.read("x/.data/serialization_id")
+    file.write_bytes(file.read_bytes().replace(number, b"\xe0" * len(number)))
+    with pytest.raises(UnicodeDecodeError):
+        torch.load(file)
+    with refused(file, "can't decode byte 0xe0"):
+        read_pytorch(file)
 
 
 def test_a_tensor_that_is_yet_to_be_negated(tmp_path):
@@ -393,7 +415,7 @@ LAUGHS = b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(200))
         (b")q\x00" + LAUGHS + b".", "but a tuple"),
         (b")q\x00" + LAUGHS + b"q\xff}h\xffNs.", "keys are not all strings"),
         (b")q\x00" + LAUGHS + b"Q.", "describes a storage|required positional"),
-        (b")q\x00" + LAUGHS + TENSOR + b"(h\xc8h\xc8h\xc8h\xc8tR.", "describes a tensor"),
+        (b")q\x00" + LAUGHS + TENSOR + b"(" + b"h\xc8" * 6 + b"tR.", "describes a tensor"),
         (b"(" + text(b"storage") + b"N" + text(b"0") + b"NK\x01tQ.", "describes a storage"),
         (b"(" + text(b"storage") + STORAGE + b"K\x00NK\x01tQ.", "describes a storage"),
         (b"(" + text(b"storage") + STORAGE + text(b"0") + b"NNtQ.", "describes a storage"),

@@ -155,8 +155,8 @@ class PretrainedModel(eqx.Module):
         """
         if has_adapters(self):
             raise ValueError(
-                "The model has adapters, which no checkpoint holds: save merge_lora(model), "
-                "or the adapters alone with save_lora."
+                "The model has adapters, which no checkpoint holds: save "
+                "merge_lora(model), or the adapters alone with save_lora."
             )
         limit = num_bytes(max_shard_size)
         tensors = to_tensors(self)

@@ -122,6 +122,8 @@ def _read_zip(reader: _Reader) -> tuple[Any, dict[str, int]]:
 
     if f"{root}/byteorder" in entries and read("byteorder") != b"little":
         raise ValueError("it is not little-endian")
+    if f"{root}/.data/serialization_id" in entries:
+        read(".data/serialization_id").decode()  # PyTorch refuses what is not UTF-8
     state, storages = _unpickle(io.BytesIO(read("data.pkl")))
     offsets: dict[str, int] = {}
     for key, storage in storages.items():
@@ -232,8 +234,8 @@ def _tensor(
     first: Any,
     shape: Any,
     strides: Any,
-    _requires_grad: Any = None,
-    _hooks: Any = None,
+    _requires_grad: Any,
+    _hooks: Any,
     metadata: Any = None,
 ) -> _Tensor:
     if metadata:
@@ -259,7 +261,11 @@ def _are_sizes(values: Any) -> bool:
 
 _NAMES = {
     "collections.OrderedDict": lambda: {},  # noqa: PIE807 - `dict` would hash what it is given
-    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor": (
+        lambda storage, first, shape, strides: _tensor(
+            storage, first, shape, strides, None, None
+        )
+    ),
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda tensor, _requires_grad, _hooks: tensor,
     "torch.DoubleStorage": np.dtype(np.float64),
