@@ -12,8 +12,6 @@ libraries take included; beside it, what was resident before the load.
 
 import argparse
 import json
-import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -50,10 +48,13 @@ CASES = [
 ]
 
 
-def resident() -> int:
-    """The resident memory of this process, in bytes."""
-    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+def resident(field: str = "VmRSS") -> int:
+    """The resident memory of this process in bytes: now, or by `VmHWM` at its peak.
+
+    `getrusage` would count the peak of the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(status.split(f"{field}:")[1].split()[0])
 
 
 def load_ours(directory: str, dtype: str) -> tuple[float, int]:
@@ -92,7 +93,7 @@ def child(engine: str, directory: str, dtype: str) -> None:
     """Loads once, and prints the figures."""
     load = load_ours if engine == "ours" else load_hf
     seconds, before = load(directory, dtype)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = resident("VmHWM")
     print(json.dumps({"seconds": seconds, "before": before, "peak": peak}))
 
 

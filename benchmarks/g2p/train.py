@@ -186,7 +186,7 @@ def train(
     state = initial_state(optim, recipe.seed)
     if file.exists():
         state = load_state(file, recipe, state)
-    key = jax.random.key(recipe.seed, impl="unsafe_rbg")
+    key = jax.random.key(recipe.seed)
     step = int(state.step)
     with Progress(
         "{task.description}",

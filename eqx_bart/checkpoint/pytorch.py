@@ -107,22 +107,23 @@ def _stored(file: Path, tensor: Any, offsets: dict[str, int]) -> StoredTensor:
 
 def _read_zip(reader: _Reader) -> tuple[Any, dict[str, int]]:
     with zipfile.ZipFile(reader) as archive:
-        entries = {entry.filename: entry for entry in archive.infolist()}
-    root = next(iter(entries), "").split("/")[0]
+        entries = archive.infolist()
+    root = entries[0].filename.split("/")[0] if entries else ""
+    places = {entry.filename: _place(reader, entry) for entry in entries}
 
     def find(name: str) -> tuple[int, int]:
-        if f"{root}/{name}" not in entries:
+        if f"{root}/{name}" not in places:
             raise ValueError(f"it has no {root}/{name}")
-        return _place(reader, entries[f"{root}/{name}"])
+        return places[f"{root}/{name}"]
 
     def read(name: str) -> bytes:
         offset, size = find(name)
         reader.seek(offset)
         return reader.read(size)
 
-    if f"{root}/byteorder" in entries and read("byteorder") != b"little":
+    if f"{root}/byteorder" in places and read("byteorder") != b"little":
         raise ValueError("it is not little-endian")
-    if f"{root}/.data/serialization_id" in entries:
+    if f"{root}/.data/serialization_id" in places:
         read(".data/serialization_id").decode()  # PyTorch refuses what is not UTF-8
     state, storages = _unpickle(io.BytesIO(read("data.pkl")))
     offsets: dict[str, int] = {}
