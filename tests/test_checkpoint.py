@@ -101,6 +101,7 @@ def test_every_rule_has_an_array(config):
     used = set()
     for cls in CLASSES.values():
         model = eqx.filter_eval_shape(cls, config, key=jax.random.key(0))
+        model = eqx.filter_eval_shape(eb.lora, model, 1, key=jax.random.key(0))
         used |= {rule_for(canonical(path)) for path in _paths(model)}
     assert used == set(WEIGHT_MAP)
     with pytest.raises(LookupError, match=r"0 rules for encoder\.layers\.0\.fc3"):
