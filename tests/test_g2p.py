@@ -1,9 +1,11 @@
 """The built-in model: what its card promises, and that PyTorch reads it alike."""
 
+import dataclasses
 import pathlib
 import re
 import sys
 
+import equinox as eqx
 import numpy as np
 import pytest
 import transformers
@@ -25,8 +27,9 @@ def benchmark():
     sys.path.insert(0, str(BENCHMARKS))
     import data
     import evaluate
+    import train
 
-    yield data, evaluate
+    yield data, evaluate, train
     sys.path.remove(str(BENCHMARKS))
 
 
@@ -39,7 +42,7 @@ def test_size_and_card():
 
 
 def test_error_rate_on_words_it_has_not_seen(model, benchmark):
-    data, evaluate = benchmark
+    data, evaluate, _ = benchmark
     words = data.split()["test"].pronunciations
     assert len(words) == 6526
     sample = data.Words({word: words[word] for word in list(words)[::20]})
@@ -50,14 +53,14 @@ def test_error_rate_on_words_it_has_not_seen(model, benchmark):
 
 
 def test_error_rates_by_hand(benchmark):
-    _, evaluate = benchmark
+    _, evaluate, _ = benchmark
     for a, b, distance in (("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3)):
         assert evaluate.edit_distance(a, b) == distance
         assert evaluate.edit_distance(b, a) == distance
 
 
 def test_an_epoch_has_every_pair_in_full_batches(benchmark):
-    data, _ = benchmark
+    data, *_ = benchmark
     pairs = data.split()["validation"].pairs()
     batches = list(data.epoch(data.bucketed(pairs), 64, np.random.default_rng(0)))
     assert len(batches) == data.epoch_steps(data.bucketed(pairs), 64)
@@ -71,9 +74,56 @@ def test_an_epoch_has_every_pair_in_full_batches(benchmark):
 
 
 def test_splits_share_no_word(benchmark):
-    data, _ = benchmark
+    data, *_ = benchmark
     parts = [set(words.pronunciations) for words in data.split().values()]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 126_052
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_training_ends_bit_equal(benchmark, monkeypatch, tmp_path):
+    data, _, train = benchmark
+    pronunciations = data.split()["validation"].pronunciations
+    names = list(pronunciations)[:60]
+    words = data.Words({name: pronunciations[name] for name in names})
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "d_model": 8}
+    config = dataclasses.replace(train.CONFIG, **sizes)
+    monkeypatch.setattr(train, "CONFIG", config)
+    recipe = train.Recipe(2, 16, 1e-2, 2, 0.1, "bfloat16", 0)
+    step, calls = train.train_step, []
+
+    def killed(*args):
+        calls.append(args)
+        if len(calls) % 5 == 0:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    def run(file, recipe=recipe):
+        parts = {"train": words, "validation": words}
+        return train.train(parts, recipe, tmp_path / file, save_every=3)
+
+    expected = run("whole")
+    num_steps = recipe.epochs * data.epoch_steps(data.bucketed(words.pairs()), 16)
+    assert num_steps > 8
+    monkeypatch.setattr(train, "train_step", killed)
+    interruptions, model = 0, None
+    while model is None:
+        try:
+            model = run("killed")
+        except KeyboardInterrupt:
+            interruptions += 1
+    assert interruptions >= 2
+    assert len(calls) > num_steps
+    assert eqx.tree_equal(model, expected)
+    with pytest.raises(ValueError, match=r"was trained with .*'seed': 0"):
+        run("killed", dataclasses.replace(recipe, seed=1))
+
+    train.save(model, tmp_path / "saved")
+    assert sum(f.stat().st_size for f in (tmp_path / "saved").iterdir()) < 6_000_000
+    saved = eb.BartForConditionalGeneration.from_pretrained(tmp_path / "saved")
+    halves = (
+        eqx.filter(m, eqx.is_inexact_array) for m in (saved, eb.cast(model, "float16"))
+    )
+    assert eqx.tree_equal(*halves)
 
 
 def test_pytorch_gives_the_same_words(model):
@@ -89,7 +139,7 @@ def test_pytorch_gives_the_same_words(model):
 
 
 def test_the_tokenizer_is_the_benchmarks(benchmark):
-    data, _ = benchmark
+    data, *_ = benchmark
     tokenizer = transformers.AutoTokenizer.from_pretrained(eb.BUILTIN_MODEL)
     assert tokenizer.get_vocab() == data.IDS
     ids = tokenizer("Cat's")["input_ids"]

@@ -1,6 +1,6 @@
 """Phoneme and word error rates of a model on CMUdict words that training did not see.
 
-python benchmarks/g2p/evaluate.py [--model DIRECTORY] [--split test]
+python benchmarks/g2p/evaluate.py [--model DIRECTORY] [--split test] [--num-beams 4]
 """
 
 import argparse
@@ -34,10 +34,16 @@ class ErrorRates:
 
 
 def error_rates(
-    model: eb.BartForConditionalGeneration, words: Words, batch_size: int = 256
+    model: eb.BartForConditionalGeneration,
+    words: Words,
+    *,
+    num_beams: int = 4,
+    batch_size: int = 256,
 ) -> ErrorRates:
-    """The error rates of greedy search, on `words`."""
-    predictions = predict(model, list(words.pronunciations), batch_size)
+    """The error rates of beam search, on `words`."""
+    predictions = predict(
+        model, list(words.pronunciations), num_beams=num_beams, batch_size=batch_size
+    )
     rates = []
     for strip in (True, False):
         errors = total = wrong = 0
@@ -53,7 +59,11 @@ def error_rates(
 
 
 def predict(
-    model: eb.BartForConditionalGeneration, words: Sequence[str], batch_size: int
+    model: eb.BartForConditionalGeneration,
+    words: Sequence[str],
+    *,
+    num_beams: int,
+    batch_size: int,
 ) -> dict[str, tuple[str, ...]]:
     """What the model makes of each word."""
     predictions = {}
@@ -62,7 +72,9 @@ def predict(
         rows = [[BOS, *(IDS[letter] for letter in word), EOS] for word in batch]
         rows += [[BOS, EOS]] * (batch_size - len(batch))
         input_ids = pad(rows, 32)
-        sequences = model.generate(input_ids, input_ids != PAD, max_length=32).sequences
+        sequences = model.generate(
+            input_ids, input_ids != PAD, max_length=32, num_beams=num_beams
+        ).sequences
         for word, sequence in zip(batch, np.asarray(sequences), strict=False):
             tokens = [VOCABULARY[i] for i in sequence if i > max(BOS, PAD, EOS)]
             predictions[word] = tuple(tokens)
@@ -91,9 +103,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=str(eb.BUILTIN_MODEL))
     parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--num-beams", type=int, default=4)
     args = parser.parse_args()
     model = eb.BartForConditionalGeneration.from_pretrained(args.model)
-    print(error_rates(model, split()[args.split]))
+    print(error_rates(model, split()[args.split], num_beams=args.num_beams))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ CONFIG = eb.BartConfig(
     decoder_attention_heads=4,
     encoder_ffn_dim=512,
     decoder_ffn_dim=512,
-    dropout=0.15,
+    dropout=0.1,
     init_std=0.07,
     pad_token_id=PAD,
     bos_token_id=BOS,
@@ -240,7 +240,7 @@ def main() -> None:
     add("--output", type=Path, required=True, help="where the checkpoint goes")
     add("--state", type=Path, required=True, help="a file to resume from, and to save to")
     add("--save-every", type=int, default=500, metavar="STEPS")
-    add("--epochs", type=int, default=40)
+    add("--epochs", type=int, default=24)
     add("--batch-size", type=int, default=256)
     add("--learning-rate", type=float, default=1.5e-3)
     add("--warmup", type=int, default=1000, metavar="STEPS")
