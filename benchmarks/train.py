@@ -31,6 +31,8 @@ import numpy as np
 
 BATCH, SOURCE, TARGET, VOCABULARY, CHUNK = 8, 256, 64, 50265, 128
 LEARNING_RATE = 1e-4
+# See `eqx_bart.gradient_checkpointing`.
+LEAN = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 CONFIG: dict[str, Any] = {
     "d_model": 768,
     "encoder_layers": 6,
@@ -75,7 +77,9 @@ def ours(dtype: str = "float32", *, lean: bool = False) -> Step:
     optim = optax.adamw(LEARNING_RATE)
     state = optim.init(eqx.filter(model, eb.trainable(model)))
 
-    @eqx.filter_jit(donate="all")
+    jit: Any = eqx.filter_jit  # whose type lacks the options of `jax.jit`
+
+    @jit(donate="all", compiler_options=LEAN if lean else None)
     def step(model: Any, state: Any, key: Any) -> Any:
         parameters, rest = eqx.partition(model, eb.trainable(model))
 

@@ -77,7 +77,10 @@ def gradient_checkpointing(
 ) -> ModuleT:
     """`model`, keeping less in memory for the gradient: of each layer its input alone.
 
-    The rest is computed again when the gradient is taken, for about a third more time.
+    The rest is computed again when the gradient is taken, for about a third more time. On a
+    CPU, XLA begins that at once, for the sake of concurrency, and nothing is saved, unless
+    the program is compiled with `compiler_options={"xla_cpu_scheduler_type":
+    "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}`, which `jax.jit` and `eqx.filter_jit` take.
 
     **Arguments:**
 

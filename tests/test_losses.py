@@ -356,3 +356,27 @@ def test_checkpointing_keeps_less(config, getkey):
     assert inputs < 0.6 * whole
     assert inputs < products < whole
     assert kept(eb.gradient_checkpointing(eb.gradient_checkpointing(model), False)) == whole
+
+
+@pytest.mark.slow
+def test_checkpointing_needs_less_memory_on_a_cpu(config, getkey):
+    sizes = {"encoder_layers": 4, "decoder_layers": 4}
+    config = dataclasses.replace(config, **sizes)
+    model = eb.BartForConditionalGeneration(config, key=getkey())
+    ids = np.tile(np.arange(3, 13), (64, 1))
+
+    def needed(model):
+        parameters, others = eqx.partition(model, eqx.is_inexact_array)
+
+        def loss(parameters):
+            model = eqx.combine(parameters, others)
+            return eb.seq2seq_loss(model, ids, None, ids, key=jax.random.key(0)).mean
+
+        program = (
+            jax.jit(jax.grad(loss))
+            .lower(parameters)
+            .compile({"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"})
+        )
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert needed(eb.gradient_checkpointing(model)) < 0.6 * needed(model)
