@@ -37,6 +37,7 @@ import transformers
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from sizes import SIZES
 
 import eqx_bart as eb
 
@@ -45,19 +46,6 @@ BOS, PAD, EOS, UNK = range(4)
 VOCABULARY = ["<s>", "<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(4, 50265))]
 IDS = {token: i for i, token in enumerate(VOCABULARY)}
 NEW_TOKENS = 64
-# The defaults of HF's BartConfig are those of BART-large.
-SIZES: dict[str, dict[str, Any]] = {
-    "base": {
-        "d_model": 768,
-        "encoder_layers": 6,
-        "decoder_layers": 6,
-        "encoder_attention_heads": 12,
-        "decoder_attention_heads": 12,
-        "encoder_ffn_dim": 3072,
-        "decoder_ffn_dim": 3072,
-    },
-    "large": {},
-}
 OURS, BFLOAT16, HF, CT2 = "ours", "ours, bfloat16", "HF PyTorch", "CTranslate2"
 # How long threads that wait for their next task in a loop may take to fall asleep.
 PAUSE = 0.5

@@ -23,20 +23,9 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from sizes import SIZES
 
 
-SIZES: dict[str, dict[str, Any]] = {
-    "base": {
-        "d_model": 768,
-        "encoder_layers": 6,
-        "decoder_layers": 6,
-        "encoder_attention_heads": 12,
-        "decoder_attention_heads": 12,
-        "encoder_ffn_dim": 3072,
-        "decoder_ffn_dim": 3072,
-    },
-    "large": {},  # the defaults of HF's BartConfig
-}
 FILES = {"safetensors": "model.safetensors", "PyTorch": "pytorch_model.bin"}
 CASES = [
     ("ours", "safetensors", "float32"),

@@ -27,21 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sizes import SIZES
 
 
 BATCH, SOURCE, TARGET, VOCABULARY, CHUNK = 8, 256, 64, 50265, 128
 LEARNING_RATE = 1e-4
 # See `eqx_bart.gradient_checkpointing`.
 LEAN = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-CONFIG: dict[str, Any] = {
-    "d_model": 768,
-    "encoder_layers": 6,
-    "decoder_layers": 6,
-    "encoder_attention_heads": 12,
-    "decoder_attention_heads": 12,
-    "encoder_ffn_dim": 3072,
-    "decoder_ffn_dim": 3072,
-}
+CONFIG = SIZES["base"]
 FLAX_PACKAGES = (
     "transformers==4.57.6",
     "flax==0.12.8",
