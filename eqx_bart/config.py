@@ -44,6 +44,8 @@ _TOKEN_IDS = (
 )
 #: The settings that may be one token id or several.
 SEVERAL_IDS = ("eos_token_id", "forced_eos_token_id")
+#: The dtypes that weights may have.
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 _PROBLEM_TYPES = (
     "regression",
     "single_label_classification",
@@ -57,6 +59,7 @@ _LEGACY_NAMES = {
     "num_attention_heads": "encoder_attention_heads",
     "classif_dropout": "classifier_dropout",
     "_num_labels": "num_labels",
+    "torch_dtype": "dtype",
 }
 
 # Switches of models that share BART's file format but not its architecture, with
@@ -88,6 +91,8 @@ class BartConfig:
     - `encoder_layerdrop`, `decoder_layerdrop`: the probability that training skips a
         layer (arXiv:1909.11556).
     - `eos_token_id`, `forced_eos_token_id`: one id, or a tuple of several.
+    - `dtype`: what `from_pretrained` makes of the weights, unless it is told otherwise;
+        none leaves them as they are stored. A model's arrays may since have another.
     - `id2label`: the label names in the order of their ids; `LABEL_0`, ... unless given.
     - `extra`: every other key of `config.json`, kept so that it can be written back.
         No model reads it.
@@ -122,6 +127,7 @@ class BartConfig:
     num_labels: int = cast("int", None)  # __post_init__ settles both of these
     id2label: tuple[str, ...] = cast("tuple[str, ...]", None)
     problem_type: str | None = None
+    dtype: str | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
@@ -195,6 +201,12 @@ class BartConfig:
             "problem_type",
             lambda v: v is None or v in _PROBLEM_TYPES,
             f"be one of {', '.join(_PROBLEM_TYPES)}, or none",
+        )
+        _check(
+            self,
+            "dtype",
+            lambda v: v is None or v in DTYPES,
+            f"be one of {', '.join(DTYPES)}, or none",
         )
 
     def _is_token_id(self, value: Any, *, several: bool) -> bool:

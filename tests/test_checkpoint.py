@@ -1,5 +1,6 @@
 """Checkpoints: to and from HF's PyTorch BART, and what is refused."""
 
+import dataclasses
 import json
 import re
 import warnings
@@ -137,6 +138,20 @@ def test_dtype(dtype, saved):
     assert config["dtype"] == str(jnp.dtype(dtype))
 
 
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", None])
+def test_the_dtype_of_the_config(dtype, name, saved):
+    _, directory = saved
+    rewrite(directory, lambda t: t.update({k: v.astype("f2") for k, v in t.items()}))
+    config = json.loads((directory / "config.json").read_text())
+    del config["dtype"]
+    (directory / "config.json").write_text(json.dumps({**config, name: dtype}))
+    ours = eb.BartForConditionalGeneration.from_pretrained(directory)
+    theirs = transformers.BartForConditionalGeneration.from_pretrained(directory)
+    for x in arrays_inexact(ours):
+        assert f"torch.{x.dtype}" == str(theirs.dtype) == f"torch.{dtype or 'float16'}"
+
+
 def arrays_inexact(model):
     return jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
 
@@ -151,6 +166,7 @@ def test_a_model_in_numpy_is_saved_whole(saved):
 def test_float64_needs_64_bit_mode(saved):
     model, directory = saved
     rewrite(directory, lambda t: t.update({k: v.astype("f8") for k, v in t.items()}))
+    dataclasses.replace(model.config, dtype="float64").save_pretrained(directory)
     with pytest.raises(eb.CheckpointError, match="enable jax_enable_x64, or pass dtype"):
         eb.BartForConditionalGeneration.from_pretrained(directory)
     loaded = eb.BartForConditionalGeneration.from_pretrained(directory, dtype="float32")

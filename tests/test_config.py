@@ -37,13 +37,14 @@ def test_real_configs(name, shared_data, tmp_path):
     values = json.loads(file.read_text())
     theirs = transformers.BartConfig.from_dict(values)
     for field in dataclasses.fields(config):
-        if field.name not in ("extra", "id2label"):
+        if field.name not in ("extra", "id2label", "dtype"):
             assert getattr(config, field.name) == getattr(theirs, field.name), field.name
+    assert str(config.dtype) == str(theirs.dtype).removeprefix("torch.")
     assert dict(enumerate(config.id2label)) == theirs.id2label
     hash(config)
 
     written = config.to_dict()
-    renamed = ("num_hidden_layers", "classif_dropout", "_num_labels")
+    renamed = ("num_hidden_layers", "classif_dropout", "_num_labels", "torch_dtype")
     assert {k: written[k] for k in values if k not in renamed} == {
         k: v for k, v in values.items() if k not in renamed
     }
@@ -59,10 +60,12 @@ def test_legacy_names():
             "num_hidden_layers": 3,
             "classif_dropout": 0.25,
             "_num_labels": 7,
+            "torch_dtype": "float16",
         }
     )
     assert (config.d_model, config.encoder_layers) == (32, 3)
     assert (config.classifier_dropout, config.num_labels) == (0.25, 7)
+    assert config.dtype == "float16"
     stale = {"_num_labels": 3, "id2label": {"0": "a", "1": "b"}}
     assert eb.BartConfig.from_dict(stale).num_labels == 2
     config = eb.BartConfig.from_dict({"classif_dropout": 0.1, "classifier_dropout": 0.0})
@@ -142,6 +145,7 @@ def test_labels(tmp_path):
         ({"num_labels": 3, "id2label": {"0": "a"}}, "id2label must name each of the"),
         ({"num_labels": 0}, "num_labels must be a positive integer"),
         ({"problem_type": "guess"}, "problem_type must be one of regression"),
+        ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, .*, or none; .* .int8"),
         ({"model_type": "t5"}, "not the config of a BART: model_type is 't5'"),
         ({"normalize_before": True}, "not the config of a BART: normalize_before"),
     ],

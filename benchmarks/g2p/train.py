@@ -217,8 +217,11 @@ def train(
 
 
 def save(model: eb.BartForConditionalGeneration, directory: Path) -> None:
-    """Writes the checkpoint, in half precision, with its tokenizer."""
+    """Writes the checkpoint, in half precision but to be loaded in float32, with its
+    tokenizer."""
     eb.cast(model, "float16").save_pretrained(directory)
+    config = eb.BartConfig.from_pretrained(directory)
+    dataclasses.replace(config, dtype="float32").save_pretrained(directory)
     from transformers import PreTrainedTokenizerFast
 
     PreTrainedTokenizerFast(

@@ -61,7 +61,8 @@ class PretrainedModel(eqx.Module):
             Hugging Face hub. Of several formats in one place, safetensors goes first,
             then PyTorch's, then Flax's.
         - `config`: what to build the model by; `config.json` by default.
-        - `dtype`: the floating dtype of the weights; as they are stored by default.
+        - `dtype`: the floating dtype of the weights; by default the config's or, if it has
+            none, as they are stored.
         - `key`: to draw a head that the checkpoint lacks. A warning names what is drawn.
         - `ignore_mismatched_sizes`: where the config has another vocabulary than the
             checkpoint, keep the tokens that both have and draw others; where it has
@@ -96,7 +97,7 @@ class PretrainedModel(eqx.Module):
         return load_weights(
             build,
             tensors,
-            dtype=dtype,
+            dtype=config.dtype if dtype is None else dtype,
             key=key,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
@@ -165,7 +166,6 @@ class PretrainedModel(eqx.Module):
             "architectures": [type(self).__name__],
             "dtype": str(next(iter(tensors.values())).dtype),
         }
-        config.pop("torch_dtype", None)
         with replacing(Path(directory)) as new:
             write_weights(
                 new,

@@ -20,7 +20,7 @@ from ..checkpoint.hub import locate
 from ..checkpoint.matching import match
 from ..checkpoint.pretrained import check_layers
 from ..checkpoint.weight_map import canonical
-from ..config import BartConfig
+from ..config import BartConfig, DTYPES
 from ..heads import (
     BartForCausalLM,
     BartForConditionalGeneration,
@@ -41,7 +41,6 @@ _MODELS = {
         BartForCausalLM,
     )
 }
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
 _TOKENIZER_FILES = (
     "added_tokens.json",
     "merges.txt",
@@ -79,7 +78,7 @@ def add_convert(commands: Any) -> None:
     add = convert.add_argument
     add("source", metavar="SOURCE", help=_CHECKPOINT_HELP)
     add("destination", type=Path, metavar="DESTINATION", help="a directory")
-    add("--dtype", choices=_DTYPES, help="of the floats; as they are by default")
+    add("--dtype", choices=DTYPES, help="of the floats; by default as they would be loaded")
     add("--max-shard-size", default="50GB", metavar="SIZE", help="50GB by default")
     add("--overwrite", action="store_true", help="replace safetensors that are there")
 
