@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .cache import KeyValues
 from .checks import ArrayLike, Mask
-from .layers import dot_transposed, Linear
+from .layers import dot_transposed, Linear, matmul
 
 
 class Attention(eqx.Module):
@@ -103,9 +103,7 @@ def dot_product_attention(
         scores = jnp.where(mask, scores, jnp.finfo(dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
     weights = dropout(weights, key=key)
-    attended = jnp.einsum(
-        "bhqk,bhkd->bhqd", weights, key_values.values, preferred_element_type=dtype
-    )
+    attended = matmul(weights, key_values.values)
     return attended.astype(query.dtype), weights
 
 

@@ -57,7 +57,8 @@ def cast(model: ModuleT, dtype: Any) -> ModuleT:
     For mixed precision, cast within the function that is differentiated: the gradients
     come out in the dtype of the model that is cast, float32 say, which the optimiser
     updates. Products are summed, and softmax, layer norm and the loss computed, in
-    float32 whatever the dtype. bfloat16 has float32's range and needs no loss scale.
+    float32 whatever the dtype. bfloat16 has float32's range and needs no loss scale. In
+    half precision, derivatives are taken in reverse mode: `jax.grad`, not `jax.jvp`.
 
     **Raises** `ValueError` if `dtype` is no floating dtype.
     """

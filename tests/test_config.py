@@ -145,7 +145,10 @@ def test_labels(tmp_path):
         ({"num_labels": 3, "id2label": {"0": "a"}}, "id2label must name each of the"),
         ({"num_labels": 0}, "num_labels must be a positive integer"),
         ({"problem_type": "guess"}, "problem_type must be one of regression"),
-        ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, .*, or none; .* .int8"),
+        (
+            {"dtype": "int8"},
+            "dtype must be one of float32, bfloat16, .*, or none; .* .int8",
+        ),
         ({"model_type": "t5"}, "not the config of a BART: model_type is 't5'"),
         ({"normalize_before": True}, "not the config of a BART: normalize_before"),
     ],

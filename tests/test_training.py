@@ -12,7 +12,7 @@ from conftest import with_slow
 from oracle import CLASSES, convert, random_config, random_ids, random_mask, random_model
 
 import eqx_bart as eb
-from eqx_bart.layers import LayerDrop
+from eqx_bart.layers import feed_forward, LayerDrop, Linear, matmul
 
 
 IDS = np.array([[5, 6, 7, 2], [8, 9, 10, 2]])
@@ -54,6 +54,54 @@ def test_attention_dropout_zeroes_and_rescales_the_weights(config, getkey):
     weights = np.asarray(weights)
     assert abs(np.mean(weights == 0) - 0.25) < 0.01
     assert abs(np.mean(weights.sum(-1)) - 1) < 0.01
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_hidden_and_activation_dropout_zero_and_rescale(p, config, getkey):
+    key = getkey()
+    model = build("BartModel", config, {"dropout": p}, key)
+    ids = np.tile(np.arange(3, 13), (64, 1))
+    encode = eqx.filter_jit(
+        lambda m, k: m.encode(ids, output_hidden_states=True, key=k).hidden_states[0]
+    )
+    expected = encode(eqx.nn.inference_mode(model), None)
+    kept = np.asarray(encode(model, getkey()) / expected)
+    assert np.all(np.isclose(kept, 0) | np.isclose(kept, 1 / (1 - p)))
+    assert abs(np.mean(kept == 0) - p) < 5 * np.sqrt(p * (1 - p) / kept.size)
+
+    size = 1000
+    fc1 = Linear(size, size, init_std=1, key=key)
+    fc2 = eqx.tree_at(lambda m: m.weight, fc1, jnp.eye(size))
+    x = jax.random.normal(getkey(), (4, size))
+    dropout = eqx.nn.Dropout(p)
+    hidden = feed_forward(fc1, fc2, "relu", dropout, x, key=getkey())
+    kept = hidden[fc1(x) > 0]
+    assert abs(np.mean(kept == 0) - p) < 5 * np.sqrt(p * (1 - p) / kept.size)
+    assert np.allclose(kept[kept != 0], fc1(x)[hidden != 0] / (1 - p), rtol=1e-5)
+
+
+SAMPLES = 8192
+
+
+@pytest.mark.parametrize(
+    "switch", ["dropout", "attention_dropout", "activation_dropout", "classifier_dropout"]
+)
+def test_dropout_spreads_the_logits_as_in_pytorch(switch):
+    """All samples are rows of one batch, which dropout treats independently."""
+    config = random_config(np.random.default_rng(3))
+    config.update({**OFF, switch: 0.4, "num_labels": 4, "decoder_layers": 2})
+    theirs = random_model("BartForSequenceClassification", config, 3, torch.float32)
+    ours = eqx.nn.inference_mode(convert(theirs), value=False)
+    row = random_ids(np.random.default_rng(4), config, 1, 5)
+    ids = np.tile(row, (SAMPLES, 1))
+    with torch.no_grad():
+        expected = theirs.train()(torch.from_numpy(ids)).logits.numpy()
+    logits = np.asarray(ours(ids, key=jax.random.key(0)).logits)
+    spread, theirs_spread = logits.std(0), expected.std(0)
+    assert np.all(theirs_spread > 0)
+    error = np.sqrt((spread**2 + theirs_spread**2) / SAMPLES)
+    assert np.all(np.abs(logits.mean(0) - expected.mean(0)) < 5 * error)
+    assert np.allclose(spread, theirs_spread, rtol=0.05)
 
 
 def test_layerdrop_drops_at_its_rate_and_passes_the_input_on(getkey):
@@ -106,6 +154,35 @@ def test_gradients(tied):
         expected = convert_grads(theirs)
         for a, b in zip(_leaves(grads), _leaves(expected), strict=True):
             assert np.allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [((48, 7), (7, 5)), ((2, 3, 9, 8), (2, 3, 8, 1)), ((2, 16, 3), (3, 6)), ((4,), (4, 2))],
+)
+def test_products_in_half_precision(left, right, dtype, getkey):
+    shapes = left, right, (*left[:-1], right[-1])
+    x, y, weights = (jax.random.normal(getkey(), shape).astype(dtype) for shape in shapes)
+    exact = [torch.from_numpy(np.asarray(a, np.float64)) for a in (x, y, weights)]
+
+    def loss(x, y):
+        return jnp.sum(matmul(x, y) * weights)
+
+    product = jax.jit(matmul)(x, y)
+    assert product.dtype == jnp.float32
+    assert np.allclose(product, exact[0] @ exact[1], rtol=1e-6, atol=1e-6)
+    operands = [a.requires_grad_() for a in exact[:2]]
+    expected = torch.autograd.grad((operands[0] @ operands[1] * exact[2]).sum(), operands)
+    grads = jax.jit(jax.grad(loss, (0, 1)))(x, y)
+    rounding = float(jnp.finfo(dtype).eps)
+    for ours, theirs in zip(grads, expected, strict=True):
+        assert ours.dtype == x.dtype
+        assert np.allclose(ours, theirs, rtol=rounding, atol=1e-6)
+    batched = jax.vmap(jax.grad(loss), (-1, None), -1)(x[..., None], y)
+    assert np.array_equal(batched[..., 0], grads[0])
+    forward = jax.jvp(jax.grad(loss, 1), (x, y), (x, y))[1]
+    assert np.allclose(forward, grads[1], rtol=2 * rounding, atol=1e-6)
 
 
 def _leaves(model):
