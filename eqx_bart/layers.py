@@ -123,13 +123,28 @@ def _half_matmul_backward(
     x, y = operands
     cotangent = cotangent.astype(x.dtype)
     dx = _product(cotangent, _transposed(y))
-    if y.ndim == 2:
-        x, cotangent = (a.reshape(-1, a.shape[-1]) for a in (x, cotangent))
-    dy = _product(_transposed(x), cotangent)
+    if y.ndim > 2:
+        dy = _product(_transposed(x), cotangent)
+    else:
+        dy = jax.lax.platform_dependent(
+            x, cotangent, cpu=_sum_of_rows, default=_sum_of_matrices
+        )
     return dx.astype(x.dtype), dy.astype(y.dtype)
 
 
 _half_matmul.defvjp(_half_matmul_forward, _half_matmul_backward)
+
+
+def _sum_of_rows(x: Array, y: Array) -> Array:
+    """The sum of `x.mT @ y` over all matrices, as one product."""
+    x, y = (a.reshape(-1, a.shape[-1]) for a in (x, y))
+    return _product(_transposed(x), y)
+
+
+def _sum_of_matrices(x: Array, y: Array) -> Array:
+    """`_sum_of_rows` for arrays that are spread over devices along any axis."""
+    axes = list(range(x.ndim - 1))
+    return jnp.tensordot(x, y, (axes, axes), preferred_element_type=_at_least_float32(x, y))
 
 
 def _product(x: Array, y: Array) -> Array:

@@ -12,7 +12,14 @@ from conftest import with_slow
 from oracle import CLASSES, convert, random_config, random_ids, random_mask, random_model
 
 import eqx_bart as eb
-from eqx_bart.layers import feed_forward, LayerDrop, Linear, matmul
+from eqx_bart.layers import (
+    _sum_of_matrices,
+    _sum_of_rows,
+    feed_forward,
+    LayerDrop,
+    Linear,
+    matmul,
+)
 
 
 IDS = np.array([[5, 6, 7, 2], [8, 9, 10, 2]])
@@ -188,6 +195,12 @@ def test_products_in_half_precision(left, right, dtype, getkey):
     assert np.array_equal(batched[..., 0], grads[0])
     forward = jax.jvp(jax.grad(loss, 1), (x, y), (x, y))[1]
     assert np.allclose(forward, grads[1], rtol=2 * rounding, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(48,), (2, 3, 16), (5, 7)])
+def test_sums_of_products_are_the_same_for_every_platform(shape, getkey):
+    x, y = (jax.random.normal(getkey(), (*shape, d)).astype("bfloat16") for d in (3, 4))
+    assert np.allclose(_sum_of_rows(x, y), _sum_of_matrices(x, y), rtol=1e-5, atol=1e-5)
 
 
 def _leaves(model):
