@@ -119,13 +119,13 @@ def test_as_a_module_with_progress_on_a_terminal(tmp_path):
 def test_info(capsys, tmp_path):
     assert main(["info", str(eb.BUILTIN_MODEL)]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"token embeddings +1 +13,056 +float32 +52,224", out)
-    assert re.search(r"all +134 +1,419,110 +5,676,440", out)
-    assert "layers 3+3, heads 4+4" in out
+    assert re.search(r"token embeddings +1 +19,584 +float16 +39,168", out)
+    assert re.search(r"all +150 +2,915,750 +5,831,704", out)
+    assert "layers 4+3, heads 4+4" in out
     assert main(["info", "--json", str(eb.BUILTIN_MODEL)]) == 0
     about = json.loads(capsys.readouterr().out)
     assert about["format"] == "safetensors"
-    assert about["config"]["d_model"] == 128
+    assert about["config"]["d_model"] == 192
     assert [about[key] for key in ("problems", "new weights", "unused")] == [[], [], []]
 
     state = safetensors.torch.load_file(eb.BUILTIN_MODEL / "model.safetensors")
