@@ -17,7 +17,7 @@ NO_LABEL = -100
 LETTERS = (*string.ascii_lowercase, "'", "-", ".")
 STRESSES = "012"
 #: Batches hold words of `bucket` letters at most, <s> and </s> included.
-BUCKETS = (8, 10, 12, 14, 18, 32)
+BUCKETS = (7, 8, 9, 10, 11, 12, 14, 18, 32)
 
 Buckets = dict[int, tuple[np.ndarray, np.ndarray]]
 

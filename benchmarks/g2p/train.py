@@ -53,7 +53,7 @@ CONFIG = eb.BartConfig(
     decoder_attention_heads=4,
     encoder_ffn_dim=512,
     decoder_ffn_dim=512,
-    dropout=0.1,
+    dropout=0.2,
     init_std=0.07,
     pad_token_id=PAD,
     bos_token_id=BOS,
@@ -98,7 +98,7 @@ def optimizer(recipe: Recipe, steps: int) -> optax.GradientTransformation:
         optax.adamw(
             schedule,
             b2=0.98,
-            weight_decay=0.01,
+            weight_decay=0.1,
             mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
         ),
     )
@@ -196,7 +196,7 @@ def train(
         TimeRemainingColumn(),
     ) as progress:
         task = progress.add_task("step", total=steps, completed=step, loss=0.0, rate=0.0)
-        losses, since = [], time.perf_counter()
+        losses, mean, since = [], 0.0, time.perf_counter()
         for input_ids, labels in batches(buckets, recipe, step):
             state, loss = train_step((optim, recipe), state, input_ids, labels, key)
             losses.append(loss)
@@ -211,7 +211,9 @@ def train(
             if step % per_epoch == 0:
                 model = eqx.nn.inference_mode(state.model)
                 rates = error_rates(model, words["validation"])
-                progress.print(f"epoch {step // per_epoch}, validation: {rates}")
+                progress.print(
+                    f"epoch {step // per_epoch}, loss {mean:.4f}, validation: {rates}"
+                )
                 since = time.perf_counter()
     return eqx.nn.inference_mode(state.model)
 
@@ -243,7 +245,7 @@ def main() -> None:
     add("--output", type=Path, required=True, help="where the checkpoint goes")
     add("--state", type=Path, required=True, help="a file to resume from, and to save to")
     add("--save-every", type=int, default=500, metavar="STEPS")
-    add("--epochs", type=int, default=24)
+    add("--epochs", type=int, default=36)
     add("--batch-size", type=int, default=256)
     add("--learning-rate", type=float, default=1.5e-3)
     add("--warmup", type=int, default=1000, metavar="STEPS")
