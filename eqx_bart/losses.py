@@ -51,9 +51,11 @@ def cross_entropy(
     - `z_loss`: the weight of the square of `logsumexp(logits)`, which keeps it near 0
         (arXiv:2204.02311, section 5).
 
-    **Raises** `ValueError` if a label is no class; under `jit`, when the program runs.
-    Source: PyTorch's `cross_entropy`.
+    **Raises** `ValueError` if a label is no class; under `jit`, when the program runs. Also
+    if `label_smoothing` lies outside [0, 1]. Source: PyTorch's `cross_entropy`.
     """
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1]; it is {label_smoothing}.")
     labels, counts = _checked_labels(labels, logits.shape[-1], ignore_index)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     log_normaliser = jax.nn.logsumexp(logits, axis=-1)

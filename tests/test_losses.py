@@ -284,6 +284,11 @@ def test_wrong_labels(config, getkey):
         eb.cross_entropy(logits, np.array([-1, 0]))
     with pytest.raises(Exception, match=r"labels must lie in \[0, 5\)"):
         jax.block_until_ready(jax.jit(eb.cross_entropy)(logits, jnp.array([0, 5])).total)
+    for share in (-0.1, 1.5):
+        with pytest.raises(
+            ValueError, match=rf"label_smoothing .* \[0, 1\]; it is {share}"
+        ):
+            eb.cross_entropy(logits, np.asarray([0, 1]), label_smoothing=share)
     with pytest.raises(ValueError, match="chunk_size must be 1 or more; it is 0"):
         eb.chunked_cross_entropy(eqx.nn.Identity(), logits, np.array([0, 1]), chunk_size=0)
     with pytest.raises(ValueError, match=r"needs labels class ids \[batch\]"):
