@@ -142,8 +142,9 @@ def _sum_of_chunks(
         )
         return (total, count), (grads, hidden_grad)
 
-    def backward(grads: Any, cotangents: tuple[Array, Array]) -> Any:
-        return jax.tree.map(lambda grad: grad * cotangents[0].astype(grad.dtype), grads)
+    def backward(grads: Any, cotangents: tuple[Array, Any]) -> Any:
+        total, _ = cotangents  # a count has none
+        return jax.tree.map(lambda grad: grad * total.astype(grad.dtype), grads)
 
     summed.defvjp(forward, backward)
     return summed(parameters, hidden)

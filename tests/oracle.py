@@ -4,6 +4,8 @@ import math
 import pathlib
 import tempfile
 
+import equinox as eqx
+import jax
 import numpy as np
 import torch
 import transformers
@@ -82,6 +84,15 @@ def convert(model: torch.nn.Module):
         return CLASSES[type(model).__name__].from_pretrained(file, config=config)
 
 
+def convert_grads(model: torch.nn.Module):
+    """HF's gradients, laid out as our model; they take the place of its weights."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            grad = parameter.grad
+            parameter.copy_(torch.zeros_like(parameter) if grad is None else grad)
+    return convert(model)
+
+
 def random_ids(
     rng: np.random.Generator, config: transformers.BartConfig, batch: int, length: int
 ) -> np.ndarray:
@@ -120,6 +131,20 @@ def assert_close(ours, theirs, tolerance: float, what: str = "") -> None:
     error = np.max(np.abs(ours - theirs), initial=0)
     scale = np.max(np.abs(theirs), initial=0)
     assert error <= tolerance * scale, f"{what}: {error} of {scale}"
+
+
+def leaves(model) -> list[jax.Array]:
+    """The parameters of a model, or their gradients."""
+    return jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+
+
+def assert_same_leaves(ours, theirs, rtol: float) -> None:
+    """Relative to the largest entry of each array. Some are 0 but for rounding errors."""
+    pairs = list(zip(leaves(ours), leaves(theirs), strict=True))
+    assert pairs, "nothing to compare"
+    least = 1e-3 * max(float(np.max(np.abs(b))) for _, b in pairs)
+    for a, b in pairs:
+        assert np.max(np.abs(a - b)) <= rtol * max(least, float(np.max(np.abs(b))))
 
 
 def assert_outputs_close(ours, theirs, tolerance: float) -> None:

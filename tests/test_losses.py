@@ -11,8 +11,16 @@ import optax
 import pytest
 import torch
 from conftest import with_slow
-from oracle import convert, random_config, random_ids, random_mask, random_model
-from test_training import convert_grads
+from oracle import (
+    assert_same_leaves,
+    convert,
+    convert_grads,
+    leaves,
+    random_config,
+    random_ids,
+    random_mask,
+    random_model,
+)
 
 import eqx_bart as eb
 
@@ -26,26 +34,37 @@ PROBLEM_TYPES = (
 OPTIONS = ({}, {"chunk_size": 4}, {"chunk_size": 100})
 
 
-def leaves(model):
-    return jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How gradients are taken, and to which precision they are HF's."""
+
+    double: bool = True
+    tied: bool = True
+    checkpointed: bool = True
+    jit: bool = True
+
+    @property
+    def rtol(self):
+        return 1e-9 if self.double else 1e-4
 
 
-def assert_same_leaves(ours, theirs, rtol):
-    """Relative to the largest entry of each array. Some are 0 but for rounding errors."""
-    pairs = list(zip(leaves(ours), leaves(theirs), strict=True))
-    least = 1e-3 * max(float(np.max(np.abs(b))) for _, b in pairs)
-    for a, b in pairs:
-        assert np.max(np.abs(a - b)) <= rtol * max(least, float(np.max(np.abs(b))))
+SETTINGS = with_slow(
+    Setting(),
+    slow=[Setting(*flags) for flags in itertools.product([True, False], repeat=4)],
+)
 
 
 class Batch:
     """A random model of HF's, ours with its weights, and a random batch."""
 
-    def __init__(self, name, seed, *, tied, dtype=torch.float64):
+    def __init__(self, name, seed, setting, **changes):
         rng = np.random.default_rng(seed)
+        self.setting = setting
         self.config = random_config(rng)
-        self.config.tie_word_embeddings = tied
-        self.config.encoder_layers = self.config.decoder_layers = 1
+        self.config.tie_word_embeddings = setting.tied
+        self.config.encoder_layers = self.config.decoder_layers = 2
+        self.config.update(changes)
+        dtype = torch.float64 if setting.double else torch.float32
         self.theirs = random_model(name, self.config, seed, dtype)
         self.ours = convert(self.theirs)
         self.ids = random_ids(rng, self.config, 3, 6)
@@ -54,171 +73,138 @@ class Batch:
         self.labels[0, 3:] = self.labels[2, 0] = -100
         self.rng = rng
 
-    def their_loss(self, **kwargs):
+    def their_outputs(self, **kwargs):
         kwargs = {k: torch.from_numpy(np.asarray(v)) for k, v in kwargs.items()}
         return self.theirs(
             torch.from_numpy(self.ids), torch.from_numpy(self.mask), **kwargs
-        ).loss
-
-
-def compare(batch, our_loss, their_loss, rtol):
-    """That a loss, and its gradient by every parameter, are the same."""
-    loss, grads = eqx.filter_jit(eqx.filter_value_and_grad(our_loss))(batch.ours)
-    their_loss.backward()
-    assert np.allclose(loss, their_loss.item(), rtol=rtol)
-    assert leaves(grads), "nothing to compare"
-    assert_same_leaves(grads, convert_grads(batch.theirs), rtol)
-
-
-@pytest.mark.parametrize(
-    "case",
-    with_slow(
-        (True, OPTIONS[1], True),
-        slow=itertools.product([True, False], OPTIONS, [False, True]),
-    ),
-)
-def test_seq2seq(case):
-    tied, options, checkpointed = case
-    with jax.enable_x64(True):
-        batch = Batch("BartForConditionalGeneration", 3, tied=tied)
-        compare(
-            batch,
-            lambda model: (
-                eb.seq2seq_loss(
-                    eb.gradient_checkpointing(model, checkpointed),
-                    batch.ids,
-                    batch.mask,
-                    batch.labels,
-                    **options,
-                ).mean
-            ),
-            batch.their_loss(labels=batch.labels),
-            1e-9,
         )
 
+    def compare(self, our_loss, their_loss):
+        """That a loss, and its gradient by every parameter, are the same."""
+        setting, rtol = self.setting, self.setting.rtol
+        model = eb.gradient_checkpointing(self.ours, setting.checkpointed)
+        grad = eqx.filter_value_and_grad(our_loss)
+        loss, grads = (eqx.filter_jit(grad) if setting.jit else grad)(model)
+        their_loss.backward()
+        assert np.allclose(loss, their_loss.item(), rtol=rtol)
+        assert_same_leaves(grads, convert_grads(self.theirs), rtol)
 
-@pytest.mark.slow
-def test_seq2seq_in_float32():
-    batch = Batch("BartForConditionalGeneration", 4, tied=True, dtype=torch.float32)
-    compare(
-        batch,
-        lambda model: eb.seq2seq_loss(model, batch.ids, batch.mask, batch.labels).mean,
-        batch.their_loss(labels=batch.labels),
-        1e-4,
+
+@pytest.fixture(params=SETTINGS, ids=str)
+def setting(request):
+    """A `Setting`, and JAX's precision for it."""
+    with jax.enable_x64(request.param.double):
+        yield request.param
+
+
+def test_bare_model(setting):
+    batch = Batch("BartModel", 2, setting)
+    theirs = batch.their_outputs()
+
+    def loss(model):
+        outputs = model(batch.ids, batch.mask)
+        states = outputs.last_hidden_state, outputs.encoder_last_hidden_state
+        return sum(jnp.mean(x**3) for x in states)
+
+    states = theirs.last_hidden_state, theirs.encoder_last_hidden_state
+    batch.compare(loss, sum((x**3).mean() for x in states))
+
+
+@pytest.mark.parametrize("options", with_slow(OPTIONS[1], slow=OPTIONS), ids=str)
+def test_seq2seq(options, setting):
+    batch = Batch("BartForConditionalGeneration", 3, setting)
+    batch.compare(
+        lambda model: (
+            eb.seq2seq_loss(model, batch.ids, batch.mask, batch.labels, **options).mean
+        ),
+        batch.their_outputs(labels=batch.labels).loss,
     )
 
 
 @pytest.mark.parametrize("chunk_size", with_slow(4, slow=[None]))
-def test_label_smoothing_and_z_loss(chunk_size):
-    with jax.enable_x64(True):
-        batch = Batch("BartForConditionalGeneration", 5, tied=True)
-        logits = batch.theirs(
-            torch.from_numpy(batch.ids),
-            torch.from_numpy(batch.mask),
-            labels=torch.from_numpy(batch.labels),
-        ).logits
-        labels = torch.from_numpy(batch.labels)
-        theirs = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1
-        )
-        theirs = theirs + 0.01 * logits.logsumexp(-1)[labels != -100].square().mean()
-        compare(
-            batch,
-            lambda model: (
-                eb.seq2seq_loss(
-                    model,
-                    batch.ids,
-                    batch.mask,
-                    batch.labels,
-                    label_smoothing=0.1,
-                    z_loss=0.01,
-                    chunk_size=chunk_size,
-                ).mean
-            ),
-            theirs,
-            1e-9,
-        )
-
-
-@pytest.mark.parametrize("tied", with_slow(False, slow=[True]))
-def test_causal_lm(tied):
-    with jax.enable_x64(True):
-        batch = Batch("BartForCausalLM", 6, tied=tied)
-        # What attends to nothing has another gradient in HF's model than in ours.
-        labels = np.where(np.cumsum(batch.mask, axis=1) > 0, batch.ids, -100)
-        compare(
-            batch,
-            lambda model: (
-                eb.cross_entropy(model(batch.ids, batch.mask).logits, labels).mean
-            ),
-            batch.their_loss(labels=labels),
-            1e-9,
-        )
-
-
-@pytest.mark.parametrize(
-    "case",
-    with_slow(
-        (3, "single_label_classification", True),
-        slow=itertools.product([1, 3], PROBLEM_TYPES, [True, False]),
-    ),
-)
-def test_classification(case):
-    num_labels, problem_type, tied = case
-    with jax.enable_x64(True):
-        batch = Batch("BartForSequenceClassification", 7, tied=tied)
-        config = batch.config
-        config.num_labels, config.problem_type = num_labels, problem_type
-        batch.theirs = random_model(
-            "BartForSequenceClassification", config, 7, torch.float64
-        )
-        batch.ours = convert(batch.theirs)
-        is_single = problem_type == "single_label_classification"
-        if is_single or (problem_type is None and num_labels > 1):
-            labels = batch.rng.integers(0, num_labels, 3)
-        elif problem_type == "multi_label_classification":
-            labels = batch.rng.integers(0, 2, (3, num_labels)).astype(float)
-        else:
-            labels = batch.rng.normal(size=(3, num_labels)).squeeze(
-                -1 if num_labels == 1 else ()
-            )
-        compare(
-            batch,
-            lambda model: (
-                eb.classification_loss(
-                    model(batch.ids, batch.mask).logits, labels, model.config
-                ).mean
-            ),
-            batch.their_loss(labels=labels),
-            1e-9,
-        )
-
-
-@pytest.mark.parametrize("tied", with_slow(True, slow=[False]))
-def test_question_answering(tied):
-    with jax.enable_x64(True):
-        batch = Batch("BartForQuestionAnswering", 8, tied=tied)
-        # HF clamps what lies outside, and ignores what lies past the end.
-        starts, ends = np.array([0, 5, 9]), np.array([2, -3, 5])
-
-        def loss(model):
-            out = model(batch.ids, batch.mask)
-            return eb.question_answering_loss(
-                out.start_logits, out.end_logits, starts, ends
+def test_label_smoothing_and_z_loss(chunk_size, setting):
+    batch = Batch("BartForConditionalGeneration", 5, setting)
+    logits = batch.their_outputs(labels=batch.labels).logits
+    labels = torch.from_numpy(batch.labels)
+    theirs = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1
+    )
+    theirs = theirs + 0.01 * logits.logsumexp(-1)[labels != -100].square().mean()
+    batch.compare(
+        lambda model: (
+            eb.seq2seq_loss(
+                model,
+                batch.ids,
+                batch.mask,
+                batch.labels,
+                label_smoothing=0.1,
+                z_loss=0.01,
+                chunk_size=chunk_size,
             ).mean
+        ),
+        theirs,
+    )
 
-        theirs = batch.their_loss(start_positions=starts, end_positions=ends)
-        compare(batch, loss, theirs, 1e-9)
+
+def test_causal_lm(setting):
+    batch = Batch("BartForCausalLM", 6, setting)
+    # What attends to nothing has another gradient in HF's model than in ours.
+    labels = np.where(np.cumsum(batch.mask, axis=1) > 0, batch.ids, -100)
+    batch.compare(
+        lambda model: eb.cross_entropy(model(batch.ids, batch.mask).logits, labels).mean,
+        batch.their_outputs(labels=labels).loss,
+    )
+
+
+@pytest.mark.parametrize("problem_type", with_slow(PROBLEM_TYPES[2], slow=PROBLEM_TYPES))
+@pytest.mark.parametrize("num_labels", with_slow(3, slow=[1]))
+def test_classification(num_labels, problem_type, setting):
+    changes = {"num_labels": num_labels, "problem_type": problem_type}
+    batch = Batch("BartForSequenceClassification", 7, setting, **changes)
+    is_single = problem_type == "single_label_classification"
+    if is_single or (problem_type is None and num_labels > 1):
+        labels = batch.rng.integers(0, num_labels, 3)
+    elif problem_type == "multi_label_classification":
+        labels = batch.rng.integers(0, 2, (3, num_labels)).astype(float)
+    else:
+        labels = batch.rng.normal(size=(3, num_labels)).squeeze(
+            -1 if num_labels == 1 else ()
+        )
+    if labels.dtype == float:
+        labels = labels.astype(np.float64 if setting.double else np.float32)
+    batch.compare(
+        lambda model: (
+            eb.classification_loss(
+                model(batch.ids, batch.mask).logits, labels, model.config
+            ).mean
+        ),
+        batch.their_outputs(labels=labels).loss,
+    )
+
+
+def test_question_answering(setting):
+    batch = Batch("BartForQuestionAnswering", 8, setting)
+    # HF clamps what lies outside, and ignores what lies past the end.
+    starts, ends = np.array([0, 5, 9]), np.array([2, -3, 5])
+
+    def loss(model):
+        out = model(batch.ids, batch.mask)
+        return eb.question_answering_loss(
+            out.start_logits, out.end_logits, starts, ends
+        ).mean
+
+    outputs = batch.their_outputs(start_positions=starts, end_positions=ends)
+    batch.compare(loss, outputs.loss)
 
 
 def test_twenty_steps_of_adamw():
-    batch = Batch("BartForConditionalGeneration", 9, tied=True, dtype=torch.float32)
+    batch = Batch("BartForConditionalGeneration", 9, Setting(double=False))
     settings = {"eps": 1e-8, "weight_decay": 0.01}
     theirs = torch.optim.AdamW(batch.theirs.parameters(), lr=1e-3, **settings)
     expected = []
     for _ in range(20):
         theirs.zero_grad()
-        loss = batch.their_loss(labels=batch.labels)
+        loss = batch.their_outputs(labels=batch.labels).loss
         loss.backward()
         theirs.step()
         expected.append(loss.item())
@@ -264,6 +250,41 @@ def test_losses_of_nothing(getkey):
     head = eqx.nn.Identity()
     chunked = eb.chunked_cross_entropy(head, logits[:0], ignored[:0], chunk_size=4)
     assert (chunked.mean, chunked.count) == (0, 0)
+
+
+def test_losses_of_empty_batches(config, getkey):
+    ids = np.zeros((0, 4), np.int32)
+    model = eb.BartForConditionalGeneration(config, key=getkey())
+    for chunk_size in (None, 4):
+        loss, grads = eqx.filter_value_and_grad(
+            lambda model, size: (
+                eb.seq2seq_loss(model, ids, None, ids, chunk_size=size, key=getkey()).mean
+            )
+        )(model, chunk_size)
+        assert loss == 0
+        assert not any(np.any(grad) for grad in leaves(grads))
+    model = eb.BartForSequenceClassification(config, key=getkey())
+    logits = eqx.nn.inference_mode(model)(ids).logits
+    none = np.zeros(0, np.int32)
+    assert eb.classification_loss(logits, none, config).mean == 0
+    model = eqx.nn.inference_mode(eb.BartForQuestionAnswering(config, key=getkey()))
+    out = model(ids)
+    starts, ends = out.start_logits, out.end_logits
+    assert eb.question_answering_loss(starts, ends, none, none).mean == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_in_a_batch_stays_in_its_row(value, config, getkey):
+    model = eqx.nn.inference_mode(eb.BartForConditionalGeneration(config, key=getkey()))
+    embeds = jax.random.normal(getkey(), (2, 4, config.d_model))
+    labels = np.array([[5, 6, 2], [7, 8, 2]])
+    logits = model(inputs_embeds=embeds, decoder_input_ids=labels).logits
+    broken = embeds.at[1, 2, 0].set(value)
+    others = model(inputs_embeds=broken, decoder_input_ids=labels).logits
+    assert np.array_equal(others[0], logits[0])
+    assert not np.any(np.isfinite(others[1]))
+    assert not np.isfinite(eb.cross_entropy(others, labels).mean)
+    assert np.isfinite(eb.cross_entropy(others[:1], labels[:1]).mean)
 
 
 def test_what_is_not_finite_shows(getkey):
