@@ -8,7 +8,9 @@ A step is the loss of a batch in training mode, with dropout, its gradient, and 
 have BART-base with random float32 weights and the same batch, on the CPU. Each engine is a
 process of its own that lives as long as the benchmark; in each round one after the other
 takes a step, so that whatever else the machine does falls on all of them. The peak is the
-largest resident memory of a process, all that Python and its libraries take included.
+largest resident memory of a process, all that Python and its libraries take included. All
+of them get their memory in huge pages, which makes a step of each shorter: Linux maps pages
+one by one as they are first written, and all engines allocate gigabytes anew in each step.
 
 --flax DIRECTORY is a virtual environment for HF's Flax BART, which transformers 5 dropped;
 it is made there if it is not there.
@@ -192,6 +194,7 @@ def child(engine: str) -> None:
 def start(engine: str, python: str, threads: int) -> subprocess.Popen[str]:
     """The process of an engine."""
     environment = os.environ | {
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "PJRT_NPROC": str(threads),
         "JAX_PLATFORMS": "cpu",
         "TRANSFORMERS_VERBOSITY": "error",

@@ -3,7 +3,8 @@
 pip install -e '.[g2p]'
 python benchmarks/g2p/train.py --output eqx_bart/g2p --state g2p.state
 
-Killed, it goes on from the last state, and ends with the same weights bit for bit.
+Killed, it goes on from the last state, and ends with the same weights bit for bit. Each
+batch is spread over all devices that JAX has.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from data import (
     Words,
 )
 from evaluate import error_rates
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Integer, PRNGKeyArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -186,6 +188,9 @@ def train(
     state = initial_state(optim, recipe.seed)
     if file.exists():
         state = load_state(file, recipe, state)
+    mesh = jax.make_mesh((jax.device_count(),), ("batch",), (AxisType.Auto,))
+    by_row = NamedSharding(mesh, PartitionSpec("batch"))
+    state = eqx.filter_shard(state, NamedSharding(mesh, PartitionSpec()))
     key = jax.random.key(recipe.seed)
     step = int(state.step)
     with Progress(
@@ -197,8 +202,9 @@ def train(
     ) as progress:
         task = progress.add_task("step", total=steps, completed=step, loss=0.0, rate=0.0)
         losses, mean, since = [], 0.0, time.perf_counter()
-        for input_ids, labels in batches(buckets, recipe, step):
-            state, loss = train_step((optim, recipe), state, input_ids, labels, key)
+        for batch in batches(buckets, recipe, step):
+            batch = jax.device_put(batch, by_row)
+            state, loss = train_step((optim, recipe), state, *batch, key)
             losses.append(loss)
             step += 1
             if step % save_every == 0 or step % per_epoch == 0:
@@ -245,7 +251,7 @@ def main() -> None:
     add("--output", type=Path, required=True, help="where the checkpoint goes")
     add("--state", type=Path, required=True, help="a file to resume from, and to save to")
     add("--save-every", type=int, default=500, metavar="STEPS")
-    add("--epochs", type=int, default=36)
+    add("--epochs", type=int, default=40)
     add("--batch-size", type=int, default=256)
     add("--learning-rate", type=float, default=1.5e-3)
     add("--warmup", type=int, default=1000, metavar="STEPS")
