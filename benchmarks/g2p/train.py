@@ -203,8 +203,8 @@ def train(
         task = progress.add_task("step", total=steps, completed=step, loss=0.0, rate=0.0)
         losses, mean, since = [], 0.0, time.perf_counter()
         for batch in batches(buckets, recipe, step):
-            batch = jax.device_put(batch, by_row)
-            state, loss = train_step((optim, recipe), state, *batch, key)
+            input_ids, labels = jax.device_put(batch, by_row)
+            state, loss = train_step((optim, recipe), state, input_ids, labels, key)
             losses.append(loss)
             step += 1
             if step % save_every == 0 or step % per_epoch == 0:
