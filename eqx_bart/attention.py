@@ -71,14 +71,20 @@ class Attention(eqx.Module):
         self, x: Float[Array, "batch length d_model"]
     ) -> Float[Array, "batch heads length head_dim"]:
         batch, length, d_model = x.shape
-        heads = x.reshape(batch, length, self.num_heads, d_model // self.num_heads)
-        return heads.swapaxes(1, 2)
+        head_dim = d_model // self.num_heads
+        return _swap_copy(x.reshape(batch, length, self.num_heads, head_dim))
 
     def _merge_heads(
         self, x: Float[Array, "batch heads length head_dim"]
     ) -> Float[Array, "batch length d_model"]:
         batch, heads, length, head_dim = x.shape
-        return x.swapaxes(1, 2).reshape(batch, length, heads * head_dim)
+        return _swap_copy(x).reshape(batch, length, heads * head_dim)
+
+
+def _swap_copy(x: Float[Array, "batch m n head_dim"]) -> Float[Array, "batch n m head_dim"]:
+    """A copy of `x` with its middle axes swapped. Without the axis of length 1 XLA's CPU
+    backend leaves it where it is, where products of it are slow, and so are gradients."""
+    return x[..., None, :].swapaxes(1, 2).squeeze(-2)
 
 
 def dot_product_attention(

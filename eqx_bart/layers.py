@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt
 
 from .activations import ACTIVATIONS
@@ -25,9 +26,6 @@ POSITION_OFFSET = 2
 
 # Up to here `dot_transposed` has its weight on the left; measured on CPUs.
 _FEW_ROWS = 32
-
-# How many rows `_transposed` copies at a time, at most.
-_BLOCK = 16
 
 #: What keeps a layer norm from dividing by zero.
 LAYER_NORM_EPS = 1e-5
@@ -103,7 +101,38 @@ def matmul(
 ) -> Float[Array, "*rows columns"]:
     """`x @ y` in float32 or better; `y` is one matrix, or one for each matrix of `x`."""
     is_half = x.dtype == y.dtype != _at_least_float32(x)
-    return (_half_matmul if is_half else _product)(x, y)
+    return (_half_matmul if is_half else _full_matmul)(x, y)
+
+
+@jax.custom_jvp
+def _full_matmul(x: Array, y: Array) -> Array:
+    """`matmul` in float32 or better, with a gradient by `y` that is fast on CPUs."""
+    return _product(x, y)
+
+
+def _full_matmul_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Any, Any]
+) -> tuple[Array, Array]:
+    (x, y), (dx, dy) = primals, tangents
+    terms = []
+    if not isinstance(dx, SymbolicZero):
+        terms.append(_product(jnp.asarray(dx), y))
+    if not isinstance(dy, SymbolicZero):
+        by_columns = _product if y.ndim > 2 else _product_by_columns
+        dy = jnp.asarray(dy)
+        terms.append(jax.lax.platform_dependent(x, dy, cpu=by_columns, default=_product))
+    return _product(x, y), sum(terms[1:], terms[0])
+
+
+_full_matmul.defjvp(_full_matmul_jvp, symbolic_zeros=True)
+
+
+def _product_by_columns(x: Array, y: Array) -> Array:
+    """`x @ y`, whose gradient by `y` is a product of two row-major matrices, the one kind
+    of which XLA's CPU backend has its fastest."""
+    columns = _transposed_copy(x, 0)
+    rows = jnp.tensordot(columns, y, (0, 0), preferred_element_type=_at_least_float32(x, y))
+    return rows.reshape(*x.shape[:-1], y.shape[-1])
 
 
 @jax.custom_vjp
@@ -137,8 +166,7 @@ _half_matmul.defvjp(_half_matmul_forward, _half_matmul_backward)
 
 def _sum_of_rows(x: Array, y: Array) -> Array:
     """The sum of `x.mT @ y` over all matrices, as one product."""
-    x, y = (a.reshape(-1, a.shape[-1]) for a in (x, y))
-    return _product(_transposed(x), y)
+    return _product(_transposed_copy(x, 0), y.reshape(-1, y.shape[-1]))
 
 
 def _sum_of_matrices(x: Array, y: Array) -> Array:
@@ -154,17 +182,18 @@ def _product(x: Array, y: Array) -> Array:
 def _transposed(x: Float[Array, "*batch rows columns"]) -> Array:
     """`x.mT`; on CPUs, of half precision, as a copy. There XLA has no fast product of a
     transposed matrix in half precision, and takes one in float32."""
-
-    def copied(x: Array) -> Array:
-        # Block by block, or XLA sees a transpose, which it makes a part of the product.
-        *batch, rows, columns = x.shape
-        block = math.gcd(rows, _BLOCK)
-        blocks = x.reshape(*batch, rows // block, block, columns)
-        return jnp.moveaxis(blocks, -1, -3).reshape(*batch, columns, rows)
-
     if x.dtype == _at_least_float32(x):
         return x.mT
-    return jax.lax.platform_dependent(x, cpu=copied, default=lambda x: x.mT)
+    return jax.lax.platform_dependent(
+        x, cpu=lambda x: _transposed_copy(x, x.ndim - 2), default=lambda x: x.mT
+    )
+
+
+def _transposed_copy(x: Float[Array, "*rows columns"], axis: int) -> Array:
+    """A copy of `x` with its columns as axis `axis`, and the other axes from there on as
+    one. Without the axis of length 1 XLA makes the transpose a part of the product."""
+    moved = jnp.moveaxis(x[..., None, :], -1, axis)
+    return moved.reshape(*moved.shape[: axis + 1], math.prod(x.shape[axis:-1]))
 
 
 def _at_least_float32(*arrays: Array) -> jnp.dtype:
