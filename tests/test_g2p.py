@@ -90,7 +90,7 @@ def test_killed_and_resumed_training_ends_bit_equal(benchmark, monkeypatch, tmp_
     sizes = {"encoder_layers": 1, "decoder_layers": 1, "d_model": 8}
     config = dataclasses.replace(train.CONFIG, **sizes)
     monkeypatch.setattr(train, "CONFIG", config)
-    recipe = train.Recipe(2, 16, 1e-2, 2, 0.1, "bfloat16", 0)
+    recipe = train.Recipe(2, 16, 1e-2, 2, 0.1, 0.2, "bfloat16", 0)
     step, calls = train.train_step, []
 
     def killed(*args):

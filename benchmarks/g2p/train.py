@@ -55,7 +55,6 @@ CONFIG = eb.BartConfig(
     decoder_attention_heads=4,
     encoder_ffn_dim=512,
     decoder_ffn_dim=512,
-    dropout=0.2,
     init_std=0.07,
     pad_token_id=PAD,
     bos_token_id=BOS,
@@ -78,8 +77,10 @@ class Recipe:
     learning_rate: float
     warmup: int
     label_smoothing: float
+    dropout: float
     dtype: str
     seed: int
+    init: str | None = None
 
 
 class State(eqx.Module):
@@ -106,11 +107,20 @@ def optimizer(recipe: Recipe, steps: int) -> optax.GradientTransformation:
     )
 
 
-def initial_state(optim: optax.GradientTransformation, seed: int) -> State:
-    """A random model, before its first step."""
-    model = eb.BartForConditionalGeneration(
-        CONFIG, GENERATION_CONFIG, key=jax.random.key(seed)
-    )
+def initial_state(optim: optax.GradientTransformation, recipe: Recipe) -> State:
+    """A random model or a trained one, before its first step."""
+    config = dataclasses.replace(CONFIG, dropout=recipe.dropout)
+    if recipe.init is None:
+        model = eb.BartForConditionalGeneration(
+            config, GENERATION_CONFIG, key=jax.random.key(recipe.seed)
+        )
+    else:
+        model = eqx.nn.inference_mode(
+            eb.BartForConditionalGeneration.from_pretrained(
+                recipe.init, config=config, dtype="float32"
+            ),
+            value=False,
+        )
     parameters = eqx.filter(model, eb.trainable(model))
     return State(model, optim.init(parameters), jnp.asarray(0, jnp.int32))
 
@@ -185,7 +195,7 @@ def train(
     per_epoch = epoch_steps(buckets, recipe.batch_size)
     steps = recipe.epochs * per_epoch
     optim = optimizer(recipe, steps)
-    state = initial_state(optim, recipe.seed)
+    state = initial_state(optim, recipe)
     if file.exists():
         state = load_state(file, recipe, state)
     mesh = jax.make_mesh((jax.device_count(),), ("batch",), (AxisType.Auto,))
@@ -256,8 +266,10 @@ def main() -> None:
     add("--learning-rate", type=float, default=1.5e-3)
     add("--warmup", type=int, default=1000, metavar="STEPS")
     add("--label-smoothing", type=float, default=0.1)
+    add("--dropout", type=float, default=0.2)
     add("--dtype", default="bfloat16", help="to compute in; weights are float32")
     add("--seed", type=int, default=0)
+    add("--init", metavar="DIRECTORY", help="a checkpoint to begin with; else at random")
     args = parser.parse_args()
     names = [field.name for field in dataclasses.fields(Recipe)]
     recipe = Recipe(**{name: getattr(args, name) for name in names})
