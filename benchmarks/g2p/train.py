@@ -1,8 +1,9 @@
 """Trains the built-in model: English spelling to phonemes, on CMUdict.
 
 pip install -e '.[g2p]'
-python benchmarks/g2p/train.py --output eqx_bart/g2p --state g2p.state
+python benchmarks/g2p/train.py --output g2p --state g2p.state
 
+The card of the built-in model, `eqx_bart/g2p/README.md`, says how it was trained.
 Killed, it goes on from the last state, and ends with the same weights bit for bit. Each
 batch is spread over all devices that JAX has.
 """
