@@ -31,6 +31,8 @@ PROBLEM_TYPES = (
     "single_label_classification",
     "multi_label_classification",
 )
+CLASSIFIERS = [*itertools.product([3, 1], PROBLEM_TYPES)]
+CLASSIFIERS.remove((1, "single_label_classification"))  # which HF refuses
 OPTIONS = ({}, {"chunk_size": 4}, {"chunk_size": 100})
 
 
@@ -66,6 +68,9 @@ class Batch:
         self.config.update(changes)
         dtype = torch.float64 if setting.double else torch.float32
         self.theirs = random_model(name, self.config, seed, dtype)
+        if not setting.double:
+            # Of larger weights, HF's gradients in float32 are off by more than 1e-4.
+            _halve(self.theirs)
         self.ours = convert(self.theirs)
         self.ids = random_ids(rng, self.config, 3, 6)
         self.mask = random_mask(rng, 3, 6)
@@ -88,6 +93,13 @@ class Batch:
         their_loss.backward()
         assert np.allclose(loss, their_loss.item(), rtol=rtol)
         assert_same_leaves(grads, convert_grads(self.theirs), rtol)
+
+
+def _halve(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(0.5)
 
 
 @pytest.fixture(params=SETTINGS, ids=str)
@@ -156,9 +168,9 @@ def test_causal_lm(setting):
     )
 
 
-@pytest.mark.parametrize("problem_type", with_slow(PROBLEM_TYPES[2], slow=PROBLEM_TYPES))
-@pytest.mark.parametrize("num_labels", with_slow(3, slow=[1]))
-def test_classification(num_labels, problem_type, setting):
+@pytest.mark.parametrize("classifier", with_slow(CLASSIFIERS[2], slow=CLASSIFIERS), ids=str)
+def test_classification(classifier, setting):
+    num_labels, problem_type = classifier
     changes = {"num_labels": num_labels, "problem_type": problem_type}
     batch = Batch("BartForSequenceClassification", 7, setting, **changes)
     is_single = problem_type == "single_label_classification"
