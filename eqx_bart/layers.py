@@ -118,9 +118,12 @@ def _full_matmul_jvp(
     if not isinstance(dx, SymbolicZero):
         terms.append(_product(jnp.asarray(dx), y))
     if not isinstance(dy, SymbolicZero):
-        by_columns = _product if y.ndim > 2 else _product_by_columns
         dy = jnp.asarray(dy)
-        terms.append(jax.lax.platform_dependent(x, dy, cpu=by_columns, default=_product))
+        terms.append(
+            jax.lax.platform_dependent(x, dy, cpu=_product_by_columns, default=_product)
+            if y.ndim == 2
+            else _product(x, dy)
+        )
     return _product(x, y), sum(terms[1:], terms[0])
 
 

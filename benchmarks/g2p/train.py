@@ -3,9 +3,9 @@
 pip install -e '.[g2p]'
 python benchmarks/g2p/train.py --output g2p --state g2p.state
 
-The card of the built-in model, `eqx_bart/g2p/README.md`, says how it was trained.
 Killed, it goes on from the last state, and ends with the same weights bit for bit. Each
-batch is spread over all devices that JAX has.
+batch is spread over all devices that JAX has. `eqx_bart/g2p/README.md` has the runs that
+made the built-in model.
 """
 
 import argparse
