@@ -132,9 +132,16 @@ _full_matmul.defjvp(_full_matmul_jvp, symbolic_zeros=True)
 
 def _product_by_columns(x: Array, y: Array) -> Array:
     """`x @ y`, whose gradient by `y` is a product of two row-major matrices, the one kind
-    of which XLA's CPU backend has its fastest."""
-    columns = _transposed_copy(x, 0)
-    rows = jnp.tensordot(columns, y, (0, 0), preferred_element_type=_at_least_float32(x, y))
+    of which XLA's CPU backend has its fastest: of the transpose, copied, of `x` or of the
+    cotangent, whichever is narrower."""
+    dtype = _at_least_float32(x, y)
+    if x.shape[-1] <= y.shape[-1]:
+        columns = _transposed_copy(x, 0)
+        rows = jnp.tensordot(columns, y, (0, 0), preferred_element_type=dtype)
+    else:
+        x_rows, y_columns = x.reshape(-1, x.shape[-1]), _transposed_copy(y, 0)
+        columns = jnp.tensordot(y_columns, x_rows, (1, 1), preferred_element_type=dtype)
+        rows = _transposed_copy(columns, 0)
     return rows.reshape(*x.shape[:-1], y.shape[-1])
 
 

@@ -4,10 +4,12 @@ import dataclasses
 import pathlib
 import re
 import sys
+import types
 
 import equinox as eqx
 import numpy as np
 import pytest
+import torch
 import transformers
 from oracle import leaves
 
@@ -137,6 +139,24 @@ def test_pytorch_gives_the_same_words(model):
     sequences = model.generate(arrays["input_ids"], arrays["attention_mask"]).sequences
     assert np.array_equal(sequences[:, : expected.shape[1]], expected)
     assert np.all(sequences[:, expected.shape[1] :] == tokenizer.pad_token_id)
+
+
+@pytest.mark.slow
+def test_pytorch_makes_the_same_predictions(model, benchmark):
+    data, evaluate, _ = benchmark
+    theirs = transformers.BartForConditionalGeneration.from_pretrained(eb.BUILTIN_MODEL)
+
+    def generate(input_ids, attention_mask, **settings):
+        input_ids, attention_mask = map(torch.from_numpy, (input_ids, attention_mask))
+        sequences = theirs.generate(input_ids, attention_mask=attention_mask, **settings)
+        return types.SimpleNamespace(sequences=sequences.numpy())
+
+    words = list(data.split()["test"].pronunciations)
+    predictions, expected = (
+        evaluate.predict(each, words, num_beams=4, batch_size=256)
+        for each in (model, types.SimpleNamespace(generate=generate))
+    )
+    assert predictions == expected
 
 
 def test_the_tokenizer_is_the_benchmarks(benchmark):

@@ -197,4 +197,5 @@ def test_sums_of_products_are_the_same_for_every_platform(shape, getkey):
     x, y = (jax.random.normal(getkey(), (*shape, d)).astype("bfloat16") for d in (3, 4))
     assert np.allclose(_sum_of_rows(x, y), _sum_of_matrices(x, y), rtol=1e-5, atol=1e-5)
     matrix = y.reshape(-1, 4)[:3]
-    assert np.allclose(_product_by_columns(x, matrix), matmul(x, matrix), rtol=1e-5)
+    for left, right in ((x, matrix), (y, matrix.T)):
+        assert np.allclose(_product_by_columns(left, right), matmul(left, right), rtol=1e-5)
