@@ -39,10 +39,10 @@ def benchmark():
 def test_size_and_card():
     assert (eb.BUILTIN_MODEL / "model.safetensors").stat().st_size < 6_000_000
     card = (eb.BUILTIN_MODEL / "README.md").read_text()
-    rows = re.findall(r"^\|.*\| ([\d.]+)% \| ([\d.]+)% \|$", card, re.MULTILINE)
+    rows = re.findall(r"^\|.*stress.*\| ([\d.]+)% \| ([\d.]+)% \|$", card, re.MULTILINE)
     (per, wer), (per_stressed, wer_stressed) = [tuple(map(float, row)) for row in rows]
     assert per < per_stressed < wer < wer_stressed
-    assert per < 5.6
+    assert per <= 5.5
     assert wer <= 24
 
 
