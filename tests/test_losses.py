@@ -268,19 +268,20 @@ def test_losses_of_empty_batches(config, getkey):
     ids = np.zeros((0, 4), np.int32)
     model = eb.BartForConditionalGeneration(config, key=getkey())
     for chunk_size in (None, 4):
-        loss, grads = eqx.filter_value_and_grad(
+        value_and_grad = eqx.filter_value_and_grad(
             lambda model, size: (
                 eb.seq2seq_loss(model, ids, None, ids, chunk_size=size, key=getkey()).mean
             )
-        )(model, chunk_size)
+        )
+        loss, grads = eqx.filter_jit(value_and_grad)(model, chunk_size)
         assert loss == 0
         assert not any(np.any(grad) for grad in leaves(grads))
-    model = eb.BartForSequenceClassification(config, key=getkey())
-    logits = eqx.nn.inference_mode(model)(ids).logits
+    model = eqx.nn.inference_mode(eb.BartForSequenceClassification(config, key=getkey()))
+    logits = eqx.filter_jit(model)(ids).logits
     none = np.zeros(0, np.int32)
     assert eb.classification_loss(logits, none, config).mean == 0
     model = eqx.nn.inference_mode(eb.BartForQuestionAnswering(config, key=getkey()))
-    out = model(ids)
+    out = eqx.filter_jit(model)(ids)
     starts, ends = out.start_logits, out.end_logits
     assert eb.question_answering_loss(starts, ends, none, none).mean == 0
 
@@ -290,9 +291,10 @@ def test_what_is_not_finite_in_a_batch_stays_in_its_row(value, config, getkey):
     model = eqx.nn.inference_mode(eb.BartForConditionalGeneration(config, key=getkey()))
     embeds = jax.random.normal(getkey(), (2, 4, config.d_model))
     labels = np.array([[5, 6, 2], [7, 8, 2]])
-    logits = model(inputs_embeds=embeds, decoder_input_ids=labels).logits
+    call = eqx.filter_jit(model)
+    logits = call(inputs_embeds=embeds, decoder_input_ids=labels).logits
     broken = embeds.at[1, 2, 0].set(value)
-    others = model(inputs_embeds=broken, decoder_input_ids=labels).logits
+    others = call(inputs_embeds=broken, decoder_input_ids=labels).logits
     assert np.array_equal(others[0], logits[0])
     assert not np.any(np.isfinite(others[1]))
     assert not np.isfinite(eb.cross_entropy(others, labels).mean)
