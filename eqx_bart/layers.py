@@ -136,8 +136,8 @@ def _product_by_columns(x: Array, y: Array) -> Array:
     cotangent, whichever is narrower."""
     dtype = _at_least_float32(x, y)
     if x.shape[-1] <= y.shape[-1]:
-        columns = _transposed_copy(x, 0)
-        rows = jnp.tensordot(columns, y, (0, 0), preferred_element_type=dtype)
+        x_columns = _transposed_copy(x, 0)
+        rows = jnp.tensordot(x_columns, y, (0, 0), preferred_element_type=dtype)
     else:
         x_rows, y_columns = x.reshape(-1, x.shape[-1]), _transposed_copy(y, 0)
         columns = jnp.tensordot(y_columns, x_rows, (1, 1), preferred_element_type=dtype)

@@ -267,13 +267,14 @@ def test_losses_of_nothing(getkey):
 def test_losses_of_empty_batches(config, getkey):
     ids = np.zeros((0, 4), np.int32)
     model = eb.BartForConditionalGeneration(config, key=getkey())
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad
+    def value_and_grad(model, size):
+        return eb.seq2seq_loss(model, ids, None, ids, chunk_size=size, key=getkey()).mean
+
     for chunk_size in (None, 4):
-        value_and_grad = eqx.filter_value_and_grad(
-            lambda model, size: (
-                eb.seq2seq_loss(model, ids, None, ids, chunk_size=size, key=getkey()).mean
-            )
-        )
-        loss, grads = eqx.filter_jit(value_and_grad)(model, chunk_size)
+        loss, grads = value_and_grad(model, chunk_size)
         assert loss == 0
         assert not any(np.any(grad) for grad in leaves(grads))
     model = eqx.nn.inference_mode(eb.BartForSequenceClassification(config, key=getkey()))
