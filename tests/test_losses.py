@@ -252,6 +252,35 @@ def test_sums_add_up_over_batches(getkey):
     assert np.allclose(parts.mean, whole.mean)
 
 
+def test_sums_add_up_over_devices(getkey):
+    logits = jax.random.normal(getkey(), (2, 3, 5))
+    labels = np.array([[0, 4, -100], [-100, -100, 3]])
+    whole = eb.cross_entropy(logits, labels)
+
+    def mean(logits, labels):
+        return jax.lax.psum(eb.cross_entropy(logits, labels), "device").mean
+
+    means = jax.vmap(mean, axis_name="device")(logits, labels)
+    assert np.allclose(means, whole.mean)
+
+
+def test_chunks_hold_few_logits():
+    labels = np.zeros(512, np.int32)
+    arrays = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((16, 4096), (512, 16))]
+
+    def needed(loss):
+        program = jax.jit(jax.grad(loss, (0, 1))).lower(*arrays).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    def chunked(weight, hidden):
+        head = eqx.Partial(lambda weight, x: x @ weight, weight)
+        return eb.chunked_cross_entropy(head, hidden, labels, chunk_size=32).mean
+
+    whole = needed(lambda weight, hidden: eb.cross_entropy(hidden @ weight, labels).mean)
+    assert whole > 512 * 4096 * 4
+    assert needed(chunked) < 0.2 * whole
+
+
 def test_losses_of_nothing(getkey):
     logits = jax.random.normal(getkey(), (2, 5))
     ignored = np.full(2, -100)
