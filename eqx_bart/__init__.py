@@ -5,44 +5,23 @@ from jaxtyping import install_import_hook as _install_import_hook
 from . import typechecking as _typechecking
 
 
-# Every annotation in this package is checked when a function is called: under `jit`, while
-# it is traced. `JAXTYPING_DISABLE=1` turns that off.
-with _install_import_hook("eqx_bart", f"{_typechecking.__name__}.typechecker"):
-    from .adapters import load_lora, lora, merge_lora, save_lora
-    from .cache import BartCache, KeyValues
-    from .checkpoint.errors import CheckpointError
+# Every annotation in these rooms, where arrays have shapes, is checked when a function is
+# called: under `jit`, while it is traced. `JAXTYPING_DISABLE=1` turns that off.
+_CHECKED = [f"{__name__}.{x}" for x in ("nn", "generation", "models", "training")]
+
+with _install_import_hook(_CHECKED, f"{_typechecking.__name__}.typechecker"):
     from .checkpoint.pretrained import BUILTIN_MODEL
     from .config import BartConfig
-    from .generation import (
-        GenerationConfig,
-        GenerationOutput,
-        GenerationState,
-        LogitsProcessor,
-        PrefixConstrainedLogitsProcessor,
-    )
-    from .heads import (
-        BartForCausalLM,
-        BartForConditionalGeneration,
-        BartForQuestionAnswering,
-        BartForSequenceClassification,
-    )
-    from .losses import (
-        chunked_cross_entropy,
-        classification_loss,
-        cross_entropy,
-        LossSum,
-        question_answering_loss,
-        seq2seq_loss,
-    )
-    from .model import BartModel, shift_tokens_right
-    from .noising import (
-        document_rotation,
-        sentence_permutation,
-        text_infilling,
-        token_deletion,
-        token_masking,
-    )
-    from .outputs import (
+    from .files.errors import CheckpointError
+    from .generation.config import GenerationConfig
+    from .generation.logits_process import LogitsProcessor, PrefixConstrainedLogitsProcessor
+    from .generation.output import GenerationOutput
+    from .generation.state import GenerationState
+    from .models.bart import BartModel
+    from .models.cache import BartCache
+    from .models.causal_lm import BartForCausalLM
+    from .models.conditional_generation import BartForConditionalGeneration
+    from .models.outputs import (
         BaseModelOutput,
         BaseModelOutputWithCrossAttentions,
         CausalLMOutputWithCrossAttentions,
@@ -51,7 +30,28 @@ with _install_import_hook("eqx_bart", f"{_typechecking.__name__}.typechecker"):
         Seq2SeqQuestionAnsweringModelOutput,
         Seq2SeqSequenceClassifierOutput,
     )
-    from .training import cast, gradient_checkpointing, trainable
+    from .models.question_answering import BartForQuestionAnswering
+    from .models.seq2seq import shift_tokens_right
+    from .models.sequence_classification import BartForSequenceClassification
+    from .nn.cache import KeyValues
+    from .training.lora import lora, merge_lora
+    from .training.losses import (
+        chunked_cross_entropy,
+        classification_loss,
+        cross_entropy,
+        LossSum,
+        question_answering_loss,
+        seq2seq_loss,
+    )
+    from .training.noising import (
+        document_rotation,
+        sentence_permutation,
+        text_infilling,
+        token_deletion,
+        token_masking,
+    )
+    from .training.parameters import cast, gradient_checkpointing, trainable
+    from .training.peft import load_lora, save_lora
 
 
 __all__ = [

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast, no_type_check
 
+import jax
 import numpy as np
 
-from .activations import ACTIVATIONS
-from .checkpoint.errors import CheckpointError
-from .checkpoint.hub import locate
-from .checkpoint.json_files import read_json, write_json
+from .files.errors import CheckpointError
+from .files.hub import locate
+from .files.json_files import read_json, write_json
+from .nn.activations import ACTIVATIONS
 
 
 _POSITIVE = (
@@ -62,10 +63,12 @@ _LEGACY_NAMES = {
     "torch_dtype": "dtype",
 }
 
+#: What `config.json` says of a BART, and of a model made of its parts that is none.
+MODEL_TYPE, CUSTOM_MODEL_TYPE = "bart", "eqx_bart"
+
 # Switches of models that share BART's file format but not its architecture, with
 # the one value that describes BART.
 _BART_IS = {
-    "model_type": "bart",
     "normalize_before": False,
     "normalize_embedding": True,
     "add_final_layer_norm": False,
@@ -76,6 +79,7 @@ _BART_IS = {
 
 
 @no_type_check  # __post_init__ gives better messages
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BartConfig:
     """The hyperparameters of a BART, under Hugging Face's names and defaults.
@@ -217,6 +221,12 @@ class BartConfig:
         return value is None or (_is_int(value) and 0 <= value < self.vocab_size)
 
     @property
+    def is_custom(self) -> bool:
+        """Whether the checkpoint it was read from is a model of somebody's own, made of
+        BART's parts."""
+        return self.extra.get("model_type") == CUSTOM_MODEL_TYPE
+
+    @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """`eos_token_id` as a tuple, whether it is none, one or several."""
         return as_id_tuple(self.eos_token_id)
@@ -229,13 +239,16 @@ class BartConfig:
         not a BART.
         """
         values = dict(values)
-        for name, bart in _BART_IS.items():
+        is_custom = values.get("model_type") == CUSTOM_MODEL_TYPE
+        expected = {"model_type": CUSTOM_MODEL_TYPE if is_custom else MODEL_TYPE} | _BART_IS
+        for name, bart in expected.items():
             if values.get(name, bart) not in (bart, None):
                 raise ValueError(
                     f"This is not the config of a BART: {name} is {values[name]!r}, and "
                     f"BART's is {bart!r}."
                 )
-        values.pop("model_type", None)
+        if not is_custom:
+            values.pop("model_type", None)
         if values.get("id2label") is not None:
             values.pop("_num_labels", None)
         for old, new in _LEGACY_NAMES.items():
@@ -268,7 +281,7 @@ class BartConfig:
         for name in SEVERAL_IDS:
             if isinstance(values[name], tuple):
                 values[name] = list(values[name])
-        return {"model_type": "bart", **values, **extra}
+        return {"model_type": MODEL_TYPE, **values, **extra}
 
     @classmethod
     def from_pretrained(

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import eqx_bart as eb
-from eqx_bart.checkpoint.safetensors import write_safetensors
+from eqx_bart.files.safetensors import write_safetensors
 
 
 CLASSES = {

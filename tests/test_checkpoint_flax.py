@@ -16,8 +16,8 @@ from oracle import assert_close, CLASSES
 from test_checkpoint import assert_same
 
 import eqx_bart as eb
-from eqx_bart.checkpoint.flax import flax_name, read_flax
-from eqx_bart.checkpoint.formats import find_weights
+from eqx_bart.files.flax import flax_name, read_flax
+from eqx_bart.files.formats import find_weights
 
 
 RECORDED = pathlib.Path(__file__).parent / "flax"

@@ -27,9 +27,9 @@ import safetensors.torch
 import torch
 
 import eqx_bart as eb
-from eqx_bart.checkpoint.formats import find_weights
 from eqx_bart.checkpoint.matching import match
-from eqx_bart.checkpoint.weight_map import canonical, sources
+from eqx_bart.checkpoint.names import canonical, sources
+from eqx_bart.files.formats import find_weights
 
 
 FLAX = pathlib.Path(__file__).with_name("flax") / "generation_tied"

@@ -20,7 +20,7 @@ import torch
 from oracle import CLASSES, random_config, random_model
 
 import eqx_bart as eb
-from eqx_bart.checkpoint.pytorch import read_pytorch
+from eqx_bart.files.pytorch import read_pytorch
 
 
 DTYPES = [

@@ -31,10 +31,10 @@ import torch
 from oracle import CLASSES, random_config, random_model
 
 import eqx_bart as eb
-from eqx_bart.checkpoint import writing
-from eqx_bart.checkpoint.json_files import write_json
-from eqx_bart.checkpoint.safetensors import write_safetensors
-from eqx_bart.checkpoint.writing import num_bytes, replacing, write_weights
+from eqx_bart.files import writing
+from eqx_bart.files.json_files import write_json
+from eqx_bart.files.safetensors import write_safetensors
+from eqx_bart.files.writing import num_bytes, replacing, write_weights
 
 
 INDEX = "model.safetensors.index.json"
@@ -670,8 +670,8 @@ import os, pickle, resource, subprocess, sys
 
 import eqx_bart as eb
 import huggingface_hub.serialization
-from eqx_bart.checkpoint.json_files import write_json
-from eqx_bart.checkpoint.writing import replacing, write_weights
+from eqx_bart.files.json_files import write_json
+from eqx_bart.files.writing import replacing, write_weights
 
 {"".join(map(inspect.getsource, FUNCTIONS))}
 

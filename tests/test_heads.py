@@ -8,8 +8,8 @@ import optax
 import pytest
 
 import eqx_bart as eb
-from eqx_bart.heads import last_eos_state
-from eqx_bart.layers import Buffer
+from eqx_bart.models.sequence_classification import last_eos_state
+from eqx_bart.nn.buffer import Buffer
 
 
 def pool(ids, eos=(2,)):

@@ -24,8 +24,8 @@ from huggingface_hub.utils._shared_blobs import publish_blob_to_shared_store
 from oracle import random_config, random_model
 
 import eqx_bart as eb
-from eqx_bart.checkpoint.formats import FORMATS
-from eqx_bart.checkpoint.hub import locate
+from eqx_bart.files.formats import FORMATS
+from eqx_bart.files.hub import locate
 
 
 NAME = "org/tiny"

@@ -12,13 +12,12 @@ from jax.test_util import check_grads
 from oracle import CLASSES, convert, random_config, random_ids, random_model
 
 import eqx_bart as eb
-from eqx_bart.layers import (
+from eqx_bart.nn.dropout import LayerDrop
+from eqx_bart.nn.feed_forward import FeedForward
+from eqx_bart.nn.matmul import (
     _product_by_columns,
     _sum_of_matrices,
     _sum_of_rows,
-    feed_forward,
-    LayerDrop,
-    Linear,
     matmul,
 )
 
@@ -78,14 +77,16 @@ def test_hidden_and_activation_dropout_zero_and_rescale(p, config, getkey):
     assert abs(np.mean(kept == 0) - p) < 5 * np.sqrt(p * (1 - p) / kept.size)
 
     size = 1000
-    fc1 = Linear(size, size, init_std=1, key=key)
-    fc2 = eqx.tree_at(lambda m: m.weight, fc1, jnp.eye(size))
-    x = jax.random.normal(getkey(), (4, size))
-    dropout = eqx.nn.Dropout(p)
-    hidden = feed_forward(fc1, fc2, "relu", dropout, x, key=getkey())
-    kept = hidden[fc1(x) > 0]
+    block = FeedForward(
+        size, size, activation_function="relu", dropout=p, init_std=1, key=key
+    )
+    block = eqx.tree_at(lambda m: m.fc2.weight, block, jnp.eye(size))
+    x = jax.random.normal(getkey(), (1, 4, size))
+    hidden, shown = block(x, key=getkey())
+    assert shown == {}
+    kept = hidden[block.fc1(x) > 0]
     assert abs(np.mean(kept == 0) - p) < 5 * np.sqrt(p * (1 - p) / kept.size)
-    assert np.allclose(kept[kept != 0], fc1(x)[hidden != 0] / (1 - p), rtol=1e-5)
+    assert np.allclose(kept[kept != 0], block.fc1(x)[hidden != 0] / (1 - p), rtol=1e-5)
 
 
 SAMPLES = 8192

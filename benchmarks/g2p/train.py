@@ -43,7 +43,7 @@ from jaxtyping import Array, Integer, PRNGKeyArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import eqx_bart as eb
-from eqx_bart.checks import ArrayLike
+from eqx_bart.nn.checks import ArrayLike
 
 
 CONFIG = eb.BartConfig(

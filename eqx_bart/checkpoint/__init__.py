@@ -1,1 +1,2 @@
-"""Checkpoints: how weights are read from and written to Hugging Face's files."""
+"""Checkpoints: which tensor of a file is which array of a module, and the base of all
+models, which loads and saves them."""

@@ -6,48 +6,50 @@ from typing import Any
 
 import numpy as np
 
-from .tensors import StoredTensor
-from .weight_map import (
+from ..files.tensors import StoredTensor
+from .names import (
     Absent,
     canonical,
     is_ignorable,
     is_trunk,
-    is_weight,
-    Layout,
-    named_leaves,
+    Leaf,
     rule_for,
     sources,
+    weights,
 )
+
+
+_BIAS = "final_logits_bias"
 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
     """What `match` finds, by canonical names.
 
-    - `arrays`: the shapes of the model's arrays.
+    - `leaves`: the model's arrays, or their shapes.
     - `stored`: the tensor of each array that has one.
     - `problems`: why the checkpoint does not fit, a line each.
     - `unused`: tensors that the model has no use for, and that do no harm.
     """
 
-    arrays: Mapping[str, Any]
+    leaves: Mapping[str, Leaf]
     stored: Mapping[str, StoredTensor]
     problems: list[str]
     unused: list[str]
 
     @property
     def lacking(self) -> list[str]:
-        """The arrays of heads that are not stored, and those that are stored for fewer
-        tokens."""
-        return [name for name in self.arrays if self._is_lacking(name)]
+        """The arrays of heads and of one's own parts that are not stored, and those that
+        are stored for fewer tokens."""
+        return [name for name in self.leaves if self._is_lacking(name)]
 
     def _is_lacking(self, name: str) -> bool:
-        rule, tensor = rule_for(name), self.stored.get(name)
+        leaf, tensor = self.leaves[name], self.stored.get(name)
         if tensor is None:
-            return rule.absent is Absent.NEW_HEAD
-        if rule.layout is Layout.BUFFER:
+            return rule_for(name).absent is Absent.DRAWN
+        if name == _BIAS:
             return False
-        return laid_out(tensor.shape, rule.layout) < self.arrays[name].shape
+        return laid_out(tensor.shape, leaf) < leaf.value.shape
 
 
 def match(
@@ -57,7 +59,7 @@ def match(
     ignore_mismatched_sizes: bool = False,
 ) -> Match:
     """Finds the tensor of each array of `template`, a model or its shapes."""
-    arrays = {canonical(n): x for n, x in named_leaves(template) if is_weight(x)}
+    leaves = weights(template)
     by_name = {canonical(name): tensor for name, tensor in tensors.items()}
     problems = [
         f"{name}: present twice, with and without `model.`"
@@ -67,7 +69,7 @@ def match(
     tied = template.config.tie_word_embeddings
     stored: dict[str, StoredTensor] = {}
     left = set(by_name)
-    for name, leaf in arrays.items():
+    for name, leaf in leaves.items():
         candidates = [s for s in sources(name, tied=tied) if s in by_name]
         left.difference_update(candidates)
         if not candidates:
@@ -77,47 +79,41 @@ def match(
         tensor = by_name[candidates[0]]
         if tied:
             problems += _tying_problems(candidates, by_name)
-        if _fits(name, tensor, leaf, ignore_mismatched_sizes):
+        if _fits(name, tensor, leaf, ignore_mismatched=ignore_mismatched_sizes):
             stored[name] = tensor
-        elif not (ignore_mismatched_sizes and rule_for(name).absent is Absent.NEW_HEAD):
+        elif not (ignore_mismatched_sizes and rule_for(name).absent is Absent.DRAWN):
             problems.append(_mismatch(name, tensor, leaf))
-    decoder_only = "encoder.embed_positions.weight" not in arrays
+    decoder_only = "encoder.embed_positions.weight" not in leaves
     left = {name for name in left if not is_ignorable(name, decoder_only=decoder_only)}
     problems += [f"{name}: unexpected" for name in sorted(left) if is_trunk(name)]
     unused = sorted(name for name in left if not is_trunk(name))
-    return Match(arrays, stored, problems, unused)
+    return Match(leaves, stored, problems, unused)
 
 
-def laid_out(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+def laid_out(shape: tuple[int, ...], leaf: Leaf) -> tuple[int, ...]:
     """The shape of an array whose tensor has this one, and the reverse."""
-    return shape[::-1] if layout is Layout.TRANSPOSED else shape
+    return shape[::-1] if leaf.is_transposed else shape
 
 
-def _fits(
-    name: str,
-    tensor: StoredTensor,
-    leaf: Any,
-    ignore_mismatched_sizes: bool,  # noqa: FBT001
-) -> bool:
-    rule = rule_for(name)
-    if rule.layout is Layout.BUFFER:
+def _fits(name: str, tensor: StoredTensor, leaf: Leaf, *, ignore_mismatched: bool) -> bool:
+    if name == _BIAS:  # of which the width is made to fit
         return True
-    shape = laid_out(tensor.shape, rule.layout)
-    if not ignore_mismatched_sizes or rule.vocab_axis is None:
-        return shape == leaf.shape
-    axis = rule.vocab_axis
-    return len(shape) == len(leaf.shape) and all(
-        a == b for i, (a, b) in enumerate(zip(shape, leaf.shape, strict=True)) if i != axis
+    shape, expected = laid_out(tensor.shape, leaf), leaf.value.shape
+    axis = rule_for(name).vocab_axis
+    if not ignore_mismatched or axis is None:
+        return shape == expected
+    return len(shape) == len(expected) and all(
+        a == b for i, (a, b) in enumerate(zip(shape, expected, strict=True)) if i != axis
     )
 
 
-def _mismatch(name: str, tensor: StoredTensor, leaf: Any) -> str:
+def _mismatch(name: str, tensor: StoredTensor, leaf: Leaf) -> str:
     rule = rule_for(name)
     problem = (
         f"{name}: the checkpoint has the shape {list(tensor.shape)}, the config calls for "
-        f"{list(laid_out(leaf.shape, rule.layout))}"
+        f"{list(laid_out(leaf.value.shape, leaf))}"
     )
-    if rule.vocab_axis is None and rule.absent is not Absent.NEW_HEAD:
+    if rule.vocab_axis is None and rule.absent is not Absent.DRAWN:
         return problem
     return problem + "; ignore_mismatched_sizes=True follows the config"
 

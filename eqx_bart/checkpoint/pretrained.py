@@ -10,16 +10,16 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray
 
-from ..adapters import has_adapters
-from ..config import BartConfig
-from .errors import CheckpointError
-from .formats import find_weights
-from .hub import locate
-from .json_files import write_json
-from .tensors import StoredTensor
+from ..config import BartConfig, CUSTOM_MODEL_TYPE, MODEL_TYPE
+from ..files.errors import CheckpointError
+from ..files.formats import find_weights
+from ..files.hub import locate
+from ..files.json_files import write_json
+from ..files.tensors import StoredTensor
+from ..files.writing import num_bytes, replacing, write_weights
+from .architecture import differences, library_class, overrides, unstorable
+from .loading import load_weights, to_tensors
 from .vocabulary import resize_vocabulary, with_config
-from .weights import load_weights, to_tensors
-from .writing import num_bytes, replacing, write_weights
 
 
 #: The directory of the model that comes with the package: English words to phonemes.
@@ -87,6 +87,7 @@ class PretrainedModel(eqx.Module):
         weights = find_weights(path)
         directory = weights.file.parent
         config = config or BartConfig.from_pretrained(directory)
+        check_class(cls, config)
         settings = cls._read_settings(directory, config)
         tensors = weights.read()
         check_layers(config, tensors)
@@ -139,6 +140,9 @@ class PretrainedModel(eqx.Module):
     ) -> None:
         """Writes a checkpoint that `from_pretrained`, and HF's PyTorch BART, read.
 
+        A model with parts of your own needs a class of its own, whose `__init__` builds
+        them; that class reads the checkpoint, and HF's `AutoModel` refuses it.
+
         It takes the place of an older one as a whole, or if that fails, not at all. If the
         directory holds other directories too, or is the current one, files are replaced
         one by one: should the process be killed just then, nothing loads, because
@@ -152,20 +156,18 @@ class PretrainedModel(eqx.Module):
             or `"200MB"`. Only a tensor that alone is larger has a larger file.
 
         **Raises** `OSError` if it cannot be written, `ValueError` if `max_shard_size` is no
-        size or the model has adapters.
+        size, or if `from_pretrained` of this class would not give the model back: it has
+        adapters, or parts that its class and its config do not call for.
         """
-        if has_adapters(self):
-            raise ValueError(
-                "The model has adapters, which no checkpoint holds: save "
-                "merge_lora(model), or the adapters alone with save_lora."
-            )
+        if remedy := unstorable(self):
+            raise ValueError(f"The model cannot be saved as it is: {remedy}.")
         limit = num_bytes(max_shard_size)
+        config = self._described_config()
+        architecture = self._architecture(config)
         tensors = to_tensors(self)
         parameters = jax.tree.leaves(eqx.filter(self, eqx.is_inexact_array))
-        config = self.config.to_dict() | {
-            "architectures": [type(self).__name__],
-            "dtype": str(next(iter(tensors.values())).dtype),
-        }
+        values = config.to_dict() | architecture
+        values["dtype"] = str(next(iter(tensors.values())).dtype)
         with replacing(Path(directory)) as new:
             write_weights(
                 new,
@@ -173,7 +175,7 @@ class PretrainedModel(eqx.Module):
                 max_shard_size=limit,
                 num_parameters=sum(x.size for x in parameters),
             )
-            write_json(new, "config.json", config)
+            write_json(new, "config.json", values)
             self._write_settings(new)
 
     @classmethod
@@ -181,8 +183,56 @@ class PretrainedModel(eqx.Module):
         """Further arguments of `__init__` that the directory holds."""
         return {}
 
+    def _settings(self) -> dict[str, Any]:
+        """The further arguments of `__init__`."""
+        return {}
+
     def _write_settings(self, directory: Path) -> None:
         """Writes what `_read_settings` reads."""
+
+    def _described_config(self) -> BartConfig:
+        """The config, with the depth and the sizes that the model has."""
+        return self.config
+
+    def _architecture(self, config: BartConfig) -> dict[str, Any]:
+        """What `config.json` says of the model's class: HF's, if HF can read it.
+
+        **Raises** `ValueError` if the class does not build this model.
+        """
+        cls = type(self)
+        differ = differences(self, _template(cls, config, self._settings()))
+        if differ:
+            raise ValueError(
+                f"{cls.__name__} with this config is another model, so that what is saved "
+                "could not be loaded:\n  " + "\n  ".join(differ) + "\nGive the model a "
+                "class whose __init__ builds it, and a config that describes it."
+            )
+        base = library_class(cls)
+        if base is None or overrides(cls, base):
+            return {"architectures": [cls.__name__], "model_type": CUSTOM_MODEL_TYPE}
+        if cls is base or not differences(self, _template(base, config, self._settings())):
+            return {"architectures": [base.__name__], "model_type": MODEL_TYPE}
+        return {"architectures": [cls.__name__], "model_type": CUSTOM_MODEL_TYPE}
+
+
+def _template(cls: Any, config: BartConfig, settings: dict[str, Any]) -> Any:
+    """The shapes of a model of this class and config."""
+
+    def build(key: PRNGKeyArray) -> Any:
+        return cls(config, key=key, **settings)
+
+    return eqx.filter_eval_shape(build, jax.random.key(0))
+
+
+def check_class(cls: type, config: BartConfig) -> None:
+    """**Raises** `CheckpointError` if the checkpoint is that of a class of somebody's own,
+    and `cls` is another."""
+    names = config.extra.get("architectures") or [None]
+    if config.is_custom and names[0] != cls.__name__:
+        raise CheckpointError(
+            f"This is the checkpoint of a {names[0]}, a model of somebody's own that is no "
+            f"BART: load it with {names[0]}.from_pretrained, not with {cls.__name__}'s."
+        )
 
 
 def check_layers(config: BartConfig, tensors: Mapping[str, StoredTensor]) -> None:

@@ -10,8 +10,8 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PRNGKeyArray
 
 from ..config import BartConfig
-from ..layers import Buffer, with_static
-from .weight_map import canonical, is_weight, rule_for
+from ..nn.stored import AbstractStored
+from .names import canonical, is_weight, name_of, rule_for
 
 
 Model = TypeVar("Model", bound=eqx.Module)
@@ -22,14 +22,15 @@ def resize_vocabulary(model: Model, config: BartConfig, key: PRNGKeyArray | None
     of the others. See `PretrainedModel.resize_token_embeddings`."""
 
     def resized(path: Any, leaf: Any) -> Any:
-        name = canonical(jtu.keystr(path, simple=True, separator="."))
+        name = canonical(name_of(model, path))
         axis = rule_for(name).vocab_axis if is_weight(leaf) else None
         if axis is None:
             return leaf
         shape = (*leaf.shape[:axis], config.vocab_size, *leaf.shape[axis + 1 :])
-        if isinstance(leaf, Buffer):
-            new = jnp.zeros(shape, leaf.dtype)
-            return Buffer(fit_vocabulary(name, leaf.value, shape, new))
+        if isinstance(leaf, AbstractStored):
+            value = leaf.value
+            new = jnp.zeros(shape, value.dtype)
+            return leaf.with_value(fit_vocabulary(name, value, shape, new))
         if key is None:
             mean = jnp.mean(leaf, axis, jnp.float32, keepdims=True).astype(leaf.dtype)
             new = jnp.broadcast_to(mean, shape)
@@ -44,13 +45,10 @@ def resize_vocabulary(model: Model, config: BartConfig, key: PRNGKeyArray | None
 def with_config(model: Model, config: BartConfig) -> Model:
     """`model` with another config, in itself and in its trunk."""
 
-    def has_config(part: Any) -> bool:
-        return part is not model and hasattr(part, "config")
+    def is_config(part: Any) -> bool:
+        return isinstance(part, BartConfig)
 
-    def changed(part: Any) -> Any:
-        return with_static(part, config=config) if has_config(part) else part
-
-    return with_static(jtu.tree_map(changed, model, is_leaf=has_config), config=config)
+    return jax.tree.map(lambda x: config if is_config(x) else x, model, is_leaf=is_config)
 
 
 def fit_vocabulary(

@@ -15,19 +15,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..checkpoint.formats import find_weights
-from ..checkpoint.hub import locate
 from ..checkpoint.matching import match
+from ..checkpoint.names import canonical
 from ..checkpoint.pretrained import check_layers
-from ..checkpoint.weight_map import canonical
 from ..config import BartConfig, DTYPES
-from ..heads import (
-    BartForCausalLM,
-    BartForConditionalGeneration,
-    BartForQuestionAnswering,
-    BartForSequenceClassification,
-)
-from ..model import BartModel
+from ..files.formats import find_weights
+from ..files.hub import locate
+from ..models.bart import BartModel
+from ..models.causal_lm import BartForCausalLM
+from ..models.conditional_generation import BartForConditionalGeneration
+from ..models.question_answering import BartForQuestionAnswering
+from ..models.sequence_classification import BartForSequenceClassification
 from .common import InputError, progress_bar
 
 

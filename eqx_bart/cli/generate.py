@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from ..checkpoint.pretrained import BUILTIN_MODEL
-from ..heads import BartForConditionalGeneration
+from ..models.conditional_generation import BartForConditionalGeneration
 from .common import InputError, progress_bar
 
 

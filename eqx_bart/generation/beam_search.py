@@ -1,7 +1,5 @@
 """Beam search and beam sampling."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,8 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Key
 
 from ..config import as_id_tuple
-from .output import GenerationOutput
-from .state import Decode, GenerationState
+from .state import AbstractStrategy, Progress, Result
 from .top_k import take, top_k
 
 
@@ -21,7 +18,7 @@ DEAD = -1e9
 class Hypotheses(eqx.Module):
     """Rows with their scores, the best first.
 
-    **Fields:** `input_ids`, `ancestors` as in `GenerationState`; `scores`, summed over the
+    **Fields:** `input_ids`, `ancestors` as in `Progress`; `scores`, summed over the
     row's tokens or, for rows that have ended, divided by the length penalty; `log_probs`,
     of each new token, if they are asked for.
     """
@@ -41,10 +38,10 @@ class Hypotheses(eqx.Module):
         return jax.tree.map(select, self)
 
 
-class BeamSearchState(GenerationState):
-    """The state of beam search; a row is a beam.
+class BeamSearch(AbstractStrategy):
+    """Beam search and beam sampling; a row is a beam.
 
-    **Fields** beside those of `GenerationState`:
+    **Fields:**
 
     - `running_scores`, `running_log_probs`: see `Hypotheses`; the beams that go on.
     - `finished`: the best rows that have ended; `is_finished`: which of them exist.
@@ -64,114 +61,96 @@ class BeamSearchState(GenerationState):
 
     @classmethod
     def init(
-        cls, fields: dict[str, Any], dtype: jnp.dtype, keys: Key[Array, " batch"] | None
-    ) -> "BeamSearchState":
-        """The state before the first step; see `initial_fields`."""
-        batch, rows, steps = fields["ancestors"].shape
+        cls, progress: Progress, dtype: jnp.dtype, keys: Key[Array, " batch"] | None
+    ) -> tuple["BeamSearch", Progress]:
+        """The strategy before the first step, and the progress. `dtype` is that of scores,
+        `keys` are of inputs."""
+        batch, rows, steps = progress.ancestors.shape
         log_probs = None
-        if fields["config"].output_token_log_probs:
+        if progress.config.output_token_log_probs:
             log_probs = jnp.zeros((batch, rows, steps), dtype)
         # All beams are alike, so that only the first may go on.
         scores = jnp.full((batch, rows), DEAD, dtype)
-        return cls(
-            **fields,
+        search = cls(
             running_scores=scores.at[:, 0].set(0),
             running_log_probs=log_probs,
-            finished=Hypotheses(
-                fields["input_ids"], fields["ancestors"], scores, log_probs
-            ),
+            finished=Hypotheses(progress.input_ids, progress.ancestors, scores, log_probs),
             is_finished=jnp.zeros((batch, rows), bool),
             is_settled=jnp.zeros(batch, bool),
             keys=keys,
         )
+        return search, progress
 
-    @property
-    def is_done(self) -> Bool[Array, ""]:
-        return jnp.all(self.is_settled)
+    def scores(
+        self, logits: Float[Array, "batch rows vocab"]
+    ) -> Float[Array, "batch rows vocab"]:
+        return jax.nn.log_softmax(logits)
 
-    def step(self, decode: Decode) -> "BeamSearchState":
-        logits, cross_attentions, cache = self.decode(decode)
-        scores = self.process(jax.nn.log_softmax(logits))
-        candidates = self._candidates(scores)
-        is_end = self._is_end(candidates)
+    def choose(
+        self, scores: Float[Array, "batch rows vocab"], progress: Progress
+    ) -> tuple["BeamSearch", Progress]:
+        candidates = self._candidates(scores, progress)
+        is_end = _is_end(candidates, progress)
         going_on = eqx.tree_at(
             lambda c: c.scores, candidates, candidates.scores + _dead_if(is_end)
         )
-        running = going_on.select(
-            jax.lax.top_k(going_on.scores, self.running_scores.shape[1])[1]
-        )
-        finished, is_finished = self._finish(candidates, is_end)
-        settled = self._settle(running, finished, is_finished) | jnp.all(is_end, axis=1)
-        return BeamSearchState(
-            input_ids=running.input_ids,
-            ancestors=running.ancestors,
-            num_new=self.num_new + 1,
-            first=self.first,
-            cache=cache,
-            records=self.record(scores, logits, cross_attentions),
-            source_offset=self.source_offset,
-            processors=self.processors,
-            config=self.config,
-            prompt_length=self.prompt_length,
+        running = going_on.select(jax.lax.top_k(going_on.scores, progress.num_rows)[1])
+        finished, is_finished = self._finish(candidates, is_end, progress)
+        settled = _settle(running, finished, is_finished, progress)
+        search = BeamSearch(
             running_scores=running.scores,
             running_log_probs=running.log_probs,
             finished=finished,
             is_finished=is_finished,
-            is_settled=self.is_settled | settled,
+            is_settled=self.is_settled | settled | jnp.all(is_end, axis=1),
             keys=self.keys,
         )
+        return search, progress.advance(running.input_ids, running.ancestors)
 
-    def _candidates(self, scores: Float[Array, "batch rows vocab"]) -> Hypotheses:
+    def _candidates(
+        self, scores: Float[Array, "batch rows vocab"], progress: Progress
+    ) -> Hypotheses:
         """The best continuations: so many that `num_beams` of them do not end the row."""
         batch, rows, vocab = scores.shape
-        count = rows * max(2, 1 + len(as_id_tuple(self.config.eos_token_id)))
+        count = rows * max(2, 1 + len(as_id_tuple(progress.config.eos_token_id)))
         totals = (scores + self.running_scores[..., None]).reshape(batch, -1)
         if self.keys is None:
             values, places = top_k(totals, count)
         else:  # the largest of Gumbel-perturbed scores are a sample without replacement
-            _, places = top_k(totals + self._noise(self.keys, totals), count)
+            noise = _noise(self.keys, totals, progress.num_new)
+            _, places = top_k(totals + noise, count)
             values = take(totals, places)
         row, token = places // vocab, places % vocab
         beams = Hypotheses(
-            self.input_ids, self.ancestors, self.running_scores, self.running_log_probs
+            progress.input_ids,
+            progress.ancestors,
+            self.running_scores,
+            self.running_log_probs,
         )
         chosen = beams.select(row)
         log_probs = chosen.log_probs
         if log_probs is not None:
             new = take(scores.reshape(batch, -1), places)
-            log_probs = log_probs.at[:, :, self.num_new].set(new)
+            log_probs = log_probs.at[:, :, progress.num_new].set(new)
         return Hypotheses(
-            chosen.input_ids.at[:, :, self.length].set(token),
-            chosen.ancestors.at[:, :, self.num_new].set(row),
+            chosen.input_ids.at[:, :, progress.length].set(token),
+            chosen.ancestors.at[:, :, progress.num_new].set(row),
             values,
             log_probs,
         )
 
-    def _noise(
-        self, keys: Key[Array, " batch"], totals: Float[Array, "batch places"]
-    ) -> Float[Array, "batch places"]:
-        def noise(key: Key[Array, ""]) -> Float[Array, " places"]:
-            key = jax.random.fold_in(key, self.num_new)
-            return jax.random.gumbel(key, totals.shape[1:], totals.dtype)
-
-        return jax.vmap(noise)(keys)
-
-    def _is_end(self, candidates: Hypotheses) -> Bool[Array, "batch candidates"]:
-        newest = jax.lax.dynamic_index_in_dim(
-            candidates.input_ids, self.length, axis=2, keepdims=False
-        )
-        is_last = self.num_new + 1 == self.config.max_new_tokens
-        return is_last | jnp.isin(
-            newest, jnp.asarray(as_id_tuple(self.config.eos_token_id), jnp.int32)
-        )
-
     def _finish(
-        self, candidates: Hypotheses, is_end: Bool[Array, "batch candidates"]
+        self,
+        candidates: Hypotheses,
+        is_end: Bool[Array, "batch candidates"],
+        progress: Progress,
     ) -> tuple[Hypotheses, Bool[Array, "batch rows"]]:
         """The best rows that have ended, those of this step included."""
-        rows = self.running_scores.shape[1]
+        rows = progress.num_rows
         is_new = is_end & (jnp.arange(is_end.shape[1]) < rows)
-        scores = candidates.scores / self._length_penalty(self.num_new)
+        scores = candidates.scores / _length_penalty(
+            progress, progress.num_new, candidates.scores.dtype
+        )
         candidates = eqx.tree_at(lambda c: c.scores, candidates, scores + _dead_if(~is_new))
         merged = jax.tree.map(
             lambda *x: jnp.concatenate(x, axis=1), self.finished, candidates
@@ -189,58 +168,33 @@ class BeamSearchState(GenerationState):
             (self.finished, self.is_finished),
         )
 
-    def _settle(
-        self,
-        running: Hypotheses,
-        finished: Hypotheses,
-        is_finished: Bool[Array, "batch rows"],
-    ) -> Bool[Array, " batch"]:
-        """For which inputs the search may end, by `early_stopping`."""
-        early_stopping = self.config.early_stopping
-        length = self.num_new
-        if early_stopping == "never" and self.config.length_penalty > 0:
-            length = jnp.asarray(self.config.max_new_tokens - 1)
-        best_possible = running.scores[:, :1] / self._length_penalty(length)
-        worst = jnp.min(finished.scores, axis=1, keepdims=True)
-        worst = jnp.where(is_finished, worst, DEAD)
-        is_settled = ~jnp.any(best_possible > worst, axis=1)
-        return is_settled | (jnp.all(is_finished, axis=1) & (early_stopping is True))
+    def is_done(self, progress: Progress) -> Bool[Array, ""]:
+        return jnp.all(self.is_settled)
 
-    def _length_penalty(self, step: Integer[Array, ""]) -> Float[Array, ""]:
-        """What scores are divided by after this step."""
-        lengths = np.arange(1, self.config.max_new_tokens + 1, dtype=np.float64)
-        table = jnp.asarray(lengths**self.config.length_penalty, self.running_scores.dtype)
-        return table[step]
-
-    def output(self) -> GenerationOutput:
-        best = jax.tree.map(
-            lambda x: x[:, : self.config.num_return_sequences], self.finished
-        )
+    def result(self, progress: Progress) -> Result:
+        config = progress.config
+        best = jax.tree.map(lambda x: x[:, : config.num_return_sequences], self.finished)
         ancestors = best.ancestors
         batch, _, steps = ancestors.shape
-        rows = self.running_scores.shape[1]
-        offset = rows * jnp.arange(batch)[:, None, None]
+        offset = progress.num_rows * jnp.arange(batch)[:, None, None]
         input_ids = best.input_ids.reshape(-1, best.input_ids.shape[-1])
-        lengths = self.prompt_length + jnp.sum(ancestors >= 0, axis=-1).reshape(-1)
+        lengths = progress.prompt_length + jnp.sum(ancestors >= 0, axis=-1).reshape(-1)
         is_padding = (jnp.arange(input_ids.shape[1]) >= lengths[:, None]) | (input_ids < 0)
         log_probs = best.log_probs
-        return GenerationOutput(
-            sequences=jnp.where(is_padding, self.config.pad_token_id, input_ids),
-            lengths=lengths,
-            sequences_scores=best.scores.reshape(-1),
-            scores=self._recorded("scores"),
-            logits=self._recorded("logits"),
-            beam_indices=jnp.where(ancestors < 0, -1, ancestors + offset).reshape(
-                -1, steps
-            ),
-            token_log_probs=None if log_probs is None else log_probs.reshape(-1, steps),
-            cross_attentions=self._cross_attentions(ancestors),
+        return Result(
+            jnp.where(is_padding, config.pad_token_id, input_ids),
+            lengths,
+            ancestors,
+            best.scores.reshape(-1),
+            jnp.where(ancestors < 0, -1, ancestors + offset).reshape(-1, steps),
+            None if log_probs is None else log_probs.reshape(-1, steps),
         )
 
-    def decided(self) -> list[np.ndarray]:
+    def decided(self, progress: Progress) -> list[np.ndarray]:
         """With beams, what all that may still become the best have in common."""
-        begin, end = self.prompt_length, int(self.length)
-        running, finished = np.asarray(self.input_ids), np.asarray(self.finished.input_ids)
+        begin, end = progress.prompt_length, int(progress.length)
+        running = np.asarray(progress.input_ids)
+        finished = np.asarray(self.finished.input_ids)
         lengths = begin + np.sum(np.asarray(self.finished.ancestors) >= 0, axis=-1)
         is_finished = np.asarray(self.is_finished)
         decided: list[np.ndarray] = []
@@ -255,6 +209,55 @@ class BeamSearchState(GenerationState):
                 rows = rows[:1]
             decided.append(_common_prefix(rows))
         return decided
+
+
+def _noise(
+    keys: Key[Array, " batch"],
+    totals: Float[Array, "batch places"],
+    step: Integer[Array, ""],
+) -> Float[Array, "batch places"]:
+    def noise(key: Key[Array, ""]) -> Float[Array, " places"]:
+        key = jax.random.fold_in(key, step)
+        return jax.random.gumbel(key, totals.shape[1:], totals.dtype)
+
+    return jax.vmap(noise)(keys)
+
+
+def _is_end(candidates: Hypotheses, progress: Progress) -> Bool[Array, "batch candidates"]:
+    newest = jax.lax.dynamic_index_in_dim(
+        candidates.input_ids, progress.length, axis=2, keepdims=False
+    )
+    is_last = progress.num_new + 1 == progress.config.max_new_tokens
+    eos_token_ids = as_id_tuple(progress.config.eos_token_id)
+    return is_last | jnp.isin(newest, jnp.asarray(eos_token_ids, jnp.int32))
+
+
+def _settle(
+    running: Hypotheses,
+    finished: Hypotheses,
+    is_finished: Bool[Array, "batch rows"],
+    progress: Progress,
+) -> Bool[Array, " batch"]:
+    """For which inputs the search may end, by `early_stopping`."""
+    early_stopping = progress.config.early_stopping
+    length = progress.num_new
+    if early_stopping == "never" and progress.config.length_penalty > 0:
+        length = jnp.asarray(progress.config.max_new_tokens - 1)
+    penalty = _length_penalty(progress, length, running.scores.dtype)
+    best_possible = running.scores[:, :1] / penalty
+    worst = jnp.min(finished.scores, axis=1, keepdims=True)
+    worst = jnp.where(is_finished, worst, DEAD)
+    is_settled = ~jnp.any(best_possible > worst, axis=1)
+    return is_settled | (jnp.all(is_finished, axis=1) & (early_stopping is True))
+
+
+def _length_penalty(
+    progress: Progress, step: Integer[Array, ""], dtype: jnp.dtype
+) -> Float[Array, ""]:
+    """What scores are divided by after this step."""
+    config = progress.config
+    lengths = np.arange(1, config.max_new_tokens + 1, dtype=np.float64)
+    return jnp.asarray(lengths**config.length_penalty, dtype)[step]
 
 
 def _common_prefix(rows: list[np.ndarray]) -> np.ndarray:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, no_type_check
 
-from ..checkpoint.errors import CheckpointError
-from ..checkpoint.hub import locate
-from ..checkpoint.json_files import read_json, write_json
+import jax
+
 from ..config import as_id_tuple, BartConfig, plain_fields, SEVERAL_IDS
+from ..files.errors import CheckpointError
+from ..files.hub import locate
+from ..files.json_files import read_json, write_json
 
 
 # HF's settings that would change the result and that `generate` does not have, with the
@@ -179,6 +181,7 @@ _RULES: dict[str, _Rule] = {
 
 
 @no_type_check  # __post_init__ gives better messages
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
     """The settings of `generate`, under HF's names.
@@ -426,8 +429,11 @@ class GenerationConfig:
             "generate needs decoder_start_token_id or bos_token_id, and has neither."
         )
 
-    def settled(self, prompt_length: int, config: BartConfig) -> "GenerationConfig":
-        """These settings, with nothing left open, for a prompt of this length.
+    def settled(
+        self, prompt_length: int, vocab_size: int, max_positions: int
+    ) -> "GenerationConfig":
+        """These settings, with nothing left open, for a prompt of this length and a model
+        of so many tokens and positions.
 
         Lengths are those of the new tokens alone, so that the settings are the same for
         longer prompts.
@@ -436,10 +442,9 @@ class GenerationConfig:
         `generate` does not have.
         """
         self._refuse_unsupported()
-        self._check_ids(config.vocab_size)
-        limit = config.max_position_embeddings
+        self._check_ids(vocab_size)
         values = _DEFAULTS | self._set()
-        values["max_new_tokens"] = self._max_new_tokens(prompt_length, limit)
+        values["max_new_tokens"] = self._max_new_tokens(prompt_length, max_positions)
         if "min_new_tokens" not in values:
             values["min_new_tokens"] = max(values.get("min_length", 0) - prompt_length, 0)
         values |= {"max_length": None, "min_length": None}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
-from ..checks import ArrayLike, check_range, error_if, Mask
+from ..nn.checks import ArrayLike, check_range, error_if, Mask
 
 
 #: Sequences that are shorter are padded to this.
@@ -17,35 +17,47 @@ _SMALLEST_LENGTH = 16
 
 
 class GenerationInputs(eqx.Module):
-    """The arrays that a generation starts from. Token ids are -1 where they are masked.
+    """What a generation starts from. Token ids are -1 where they are masked.
 
     **Fields:**
 
     - `prompt`: the first tokens of each row.
     - `input_ids`: the source; for a decoder alone the prompt, as in HF.
-    - `encoder_hidden_states`, `encoder_attention_mask`: what an encoder has made of it.
+    - `encoder_outputs`: what an encoder has made of the source, for the model alone to
+        read: any pytree of arrays of which each has a row for each input.
+    - `encoder_attention_mask`: which of its positions are no padding.
     - `source_offset`: by how much the source has been moved to the left.
     """
 
     prompt: Integer[ArrayLike, "batch prompt"]
     input_ids: Integer[ArrayLike, "batch tokens"] | None = None
-    encoder_hidden_states: Float[ArrayLike, "batch source d_model"] | None = None
+    encoder_outputs: Any = None
     encoder_attention_mask: Bool[ArrayLike, "batch source"] | None = None
     source_offset: Integer[Array, " batch"] | None = None
 
     @property
-    def source_length(self) -> int:
-        """The length of the source; 0 if there is none."""
-        states = self.encoder_hidden_states
-        source = self.input_ids if states is None else states
-        return 0 if source is None else source.shape[1]
+    def source_length(self) -> int | None:
+        """The length of the source; `None` if that is the model's affair."""
+        mask, ids = self.encoder_attention_mask, self.input_ids
+        if mask is not None:
+            return mask.shape[1]
+        return None if ids is None or self.encoder_outputs is not None else ids.shape[1]
 
     def bucketed(self, limit: int) -> "GenerationInputs":
         """These, with rows and tokens padded to a power of two, but not beyond `limit`
         tokens, so that few programs are compiled."""
 
-        def pad(x: ArrayLike | None, value: int) -> np.ndarray | None:
+        def pad(x: Any, value: int) -> np.ndarray | None:
             return x if x is None else _pad(np.asarray(x), value, limit, left=False)
+
+        mask = self.encoder_attention_mask
+        source = None if mask is None else mask.shape
+
+        def pad_outputs(x: Any) -> np.ndarray:
+            array = np.asarray(x)
+            if array.shape[:2] != source:
+                return _pad_rows(array)
+            return _pad(array, 0, limit, left=False)
 
         prompt = np.asarray(self.prompt)
         return GenerationInputs(
@@ -54,8 +66,8 @@ class GenerationInputs(eqx.Module):
             if prompt.shape[1] == 1
             else _pad(prompt, -1, limit, left=True),
             pad(self.input_ids, -1),
-            pad(self.encoder_hidden_states, 0),
-            pad(self.encoder_attention_mask, 0),
+            jax.tree.map(pad_outputs, self.encoder_outputs),
+            pad(mask, 0),
         )
 
 
@@ -131,13 +143,13 @@ def _checked_mask(
 def align_left(
     ids: Integer[Array, "batch length"],
 ) -> tuple[Integer[Array, "batch length"], Integer[Array, " batch"]]:
-    """The ids with the padding before them behind them, and how much there is of it."""
+    """The ids with the padding before them after them, and how much there is of it."""
     offset = jnp.argmax(ids >= 0, axis=1)
     return _roll(ids, -offset), offset
 
 
 def align_right(ids: Integer[Array, "batch length"]) -> Integer[Array, "batch length"]:
-    """The ids with the padding behind them before them."""
+    """The ids with the padding after them before them."""
     return _roll(ids, jnp.argmax(ids[:, ::-1] >= 0, axis=1))
 
 
@@ -148,7 +160,7 @@ def _roll(ids: Array, shift: Integer[Array, " batch"]) -> Array:
 def with_start_token(
     prompt: Integer[ArrayLike, "batch prompt"], token_id: int
 ) -> Integer[ArrayLike, "batch prompt2"]:
-    """The prompt, behind `token_id` if no row begins with it, as in HF.
+    """The prompt, after `token_id` if no row begins with it, as in HF.
 
     A prompt that is being traced is taken as it is.
     """

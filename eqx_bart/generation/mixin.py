@@ -2,7 +2,6 @@
 
 import abc
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -11,20 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
-from ..cache import BartCache
-from ..checkpoint.errors import CheckpointError
-from ..checkpoint.pretrained import PretrainedModel
-from ..config import BartConfig
-from ..decoder import BartDecoder
-from ..layers import Embedding
-from .beam_search import BeamSearchState
+from .beam_search import BeamSearch
 from .config import GenerationConfig
 from .inputs import align_right, GenerationInputs, is_traced
 from .logits_process import logits_processors, LogitsProcessor
 from .output import GenerationOutput
 from .row_keys import row_keys
-from .sample import SampleState
-from .state import CrossAttentions, GenerationState, initial_fields
+from .sample import Sampling
+from .state import CrossAttentions, GenerationState, initial_progress, Records
 
 
 class GenerationCall(eqx.Module):
@@ -33,11 +26,14 @@ class GenerationCall(eqx.Module):
     inputs: GenerationInputs
     processors: tuple[LogitsProcessor, ...]
     key: PRNGKeyArray | None
-    config: GenerationConfig = eqx.field(static=True)
+    config: GenerationConfig
 
 
-class GenerationMixin(PretrainedModel):
+class GenerationMixin(eqx.Module):
     """What generates tokens: `generate`, `stream`, and `init_generation` with `step`.
+
+    A model of your own generates if it has the abstract members of this class: sizes, a
+    cache, a step and the arguments of `generate`. Its cache is any pytree of arrays.
 
     Source: HF's `GenerationMixin`.
     """
@@ -46,39 +42,50 @@ class GenerationMixin(PretrainedModel):
 
     @property
     @abc.abstractmethod
-    def _decoder(self) -> BartDecoder:
-        """The decoder."""
+    def vocab_size(self) -> int:
+        """The number of tokens: the last axis of the logits."""
 
     @property
     @abc.abstractmethod
-    def _decoder_embed_tokens(self) -> Embedding:
-        """The decoder's token embeddings."""
+    def max_positions(self) -> int:
+        """The longest sequence, in tokens."""
 
     @abc.abstractmethod
-    def _logits(
-        self, hidden_states: Float[Array, "batch length d_model"]
-    ) -> Float[Array, "batch length vocab"]:
-        """The language-modelling head."""
+    def encode_source(self, inputs: GenerationInputs) -> GenerationInputs:
+        """The inputs, with what the model makes of the source as `encoder_outputs`. Source
+        tokens that are padding are -1; a model that moves them says so in `source_offset`.
+        """
 
-    def _encoded(self, inputs: GenerationInputs) -> GenerationInputs:
-        """The inputs, with the states of an encoder if there is one."""
-        return inputs
+    @abc.abstractmethod
+    def init_generation_cache(self, inputs: GenerationInputs, num_slots: int) -> Any:
+        """An empty cache for the rows of `inputs`, which `encode_source` has returned, with
+        `num_slots` slots for each of them."""
+
+    @abc.abstractmethod
+    def generation_step(
+        self,
+        tokens: Integer[Array, "batch new"],
+        cache: Any,
+        position_ids: Integer[Array, "batch new"],
+        mask: Bool[Array, "batch 1 new slots"],
+        output_attentions: bool,  # noqa: FBT001
+    ) -> tuple[Float[Array, "batch new vocab"], CrossAttentions | None, Any]:
+        """Decodes tokens, which are written to the next slots of the cache.
+
+        **Arguments:**
+
+        - `tokens`, `position_ids`: known to be inside their tables. Beams of an input stand
+            beside one another, at the same position.
+        - `mask`: the slots that each token attends to: any of those before, and its own.
+        - `output_attentions`: whether to return cross-attentions.
+
+        **Returns** the logits; the cross-attentions of each layer, or `None`; and the next
+        cache.
+        """
 
     @abc.abstractmethod
     def _generation_call(self, *args: Any, **kwargs: Any) -> GenerationCall:
         """The checked form of the arguments of `generate`."""
-
-    @classmethod
-    def _read_settings(cls, directory: Path, config: BartConfig) -> dict[str, Any]:
-        if (directory / "generation_config.json").is_file():
-            return {"generation_config": GenerationConfig.from_pretrained(directory)}
-        try:
-            return {"generation_config": GenerationConfig.from_model_config(config)}
-        except (ValueError, TypeError, OverflowError, RecursionError) as error:
-            raise CheckpointError(f"config.json at {directory}: {error}") from error
-
-    def _write_settings(self, directory: Path) -> None:
-        self.generation_config.save_pretrained(directory)
 
     def _checked_call(
         self,
@@ -87,7 +94,9 @@ class GenerationMixin(PretrainedModel):
         logits_processors: Sequence[LogitsProcessor],
         key: PRNGKeyArray | None,
     ) -> GenerationCall:
-        config = generation_config.settled(inputs.prompt.shape[1], self.config)
+        config = generation_config.settled(
+            inputs.prompt.shape[1], self.vocab_size, self.max_positions
+        )
         if config.do_sample and key is None:
             raise ValueError(
                 "do_sample=True draws at random and needs a key: pass key=...."
@@ -125,7 +134,7 @@ class GenerationMixin(PretrainedModel):
         still win have in common, so that a step may decide no token or several.
 
         **Yields**, step by step, for each row an array of its new token ids, which may be
-        empty. Joined, they are the row's `sequences` behind the prompt and without
+        empty. Joined, they are the row's `sequences` after the prompt and without
         padding.
 
         **Raises** as `generate` does, and `ValueError` inside `jit`, or with beams if
@@ -166,100 +175,84 @@ class GenerationMixin(PretrainedModel):
         A pure function, to be called under `eqx.filter_jit` until `state.is_done`; then
         `state.output()` is what `generate` returns.
         """
-        return state.step(self._decode)
+        return state.step(self.generation_step)
 
     def _start(self, call: GenerationCall) -> GenerationState:
         if len(call.inputs.prompt) == 0:
             raise ValueError("The batch is empty: generation needs at least one row.")
-        config, inputs = call.config, self._encoded(call.inputs)
+        config, inputs = call.config, self.encode_source(call.inputs)
         prompt = align_right(jnp.asarray(inputs.prompt))
         is_beam_search = config.num_beams > 1
         rows = config.num_beams if is_beam_search else config.num_return_sequences
         source = inputs.input_ids
         source = None if source is None else jnp.asarray(source)
-        dtype = jnp.result_type(self._decoder_embed_tokens.weight.dtype, jnp.float32)
-        fields = initial_fields(
-            prompt,
-            rows,
-            self._prefilled_cache(prompt, rows * config.max_new_tokens, inputs),
-            config,
-            logits_processors(config, prompt.shape[1], source, call.processors),
-            inputs.source_offset,
-            self.config.vocab_size,
-            dtype,
+        cache = self._prefilled_cache(prompt, rows * config.max_new_tokens, inputs)
+        keys = None if call.key is None else row_keys(call.key, prompt, source)
+        dtype = _scores_dtype(cache)
+        strategy, progress = (BeamSearch if is_beam_search else Sampling).init(
+            initial_progress(prompt, config, rows), dtype, keys
         )
-        keys = None
-        if call.key is not None:
-            keys = row_keys(call.key, prompt, source)
-        state = BeamSearchState if is_beam_search else SampleState
-        return state.init(fields, dtype, keys)
+        state = GenerationState(
+            progress,
+            strategy,
+            jnp.argmax(prompt >= 0, axis=1).astype(jnp.int32),
+            cache,
+            Records(None, None, None),
+            inputs.source_offset,
+            logits_processors(config, prompt.shape[1], source, call.processors),
+        )
+        records = self._empty_records(state)
+        return eqx.tree_at(lambda state: state.records, state, records)
 
     def _prefilled_cache(
         self,
         prompt: Integer[Array, "batch prompt"],
         num_slots: int,
         inputs: GenerationInputs,
-    ) -> BartCache:
+    ) -> Any:
         """A cache with all but the last token of the prompt, and room for `num_slots`."""
-        cross_attention = ()
-        dtype = self._decoder_embed_tokens.weight.dtype
-        if inputs.encoder_hidden_states is not None:
-            states = jnp.asarray(inputs.encoder_hidden_states)
-            cross_attention, dtype = self._decoder.cross_attention(states), states.dtype
-        mask = inputs.encoder_attention_mask
-        batch, length = prompt.shape
-        cache = BartCache(
-            self.config,
-            batch,
-            length - 1 + num_slots,
-            cross_attention,
-            None if mask is None else jnp.asarray(mask),
-            dtype=dtype,
-        )
+        length = prompt.shape[1]
+        num_slots += length - 1
+        cache = self.init_generation_cache(inputs, num_slots)
         if length == 1:
             return cache
         tokens = prompt[:, :-1]
         positions = jnp.arange(length - 1) - jnp.argmax(prompt >= 0, axis=1)[:, None]
-        causal = cache.mask_tokens(tokens >= 0).mask(length - 1)
-        return self._extend(tokens, cache, jnp.maximum(positions, 0), causal)[1]
-
-    def _decode(
-        self,
-        tokens: Integer[Array, "batch rows"],
-        cache: BartCache,
-        position_ids: Integer[Array, "batch rows"],
-        mask: Bool[Array, "batch 1 rows slots"],
-        output_attentions: bool,  # noqa: FBT001
-    ) -> tuple[Float[Array, "batch rows vocab"], CrossAttentions | None, BartCache]:
-        outputs, cache = self._extend(
-            tokens, cache, position_ids, mask, output_attentions=output_attentions
-        )
-        logits = self._logits(outputs.last_hidden_state)
-        dtype = jnp.result_type(logits.dtype, jnp.float32)
-        return logits.astype(dtype), outputs.cross_attentions, cache
-
-    def _extend(
-        self,
-        tokens: Integer[Array, "batch new"],
-        cache: BartCache,
-        position_ids: Integer[Array, "batch new"],
-        mask: Bool[Array, "batch 1 new slots"],
-        *,
-        output_attentions: bool = False,
-    ) -> Any:
-        """`decode` for tokens and positions that are known to be inside their tables."""
-        return self._decoder.extend(
-            self._decoder_embed_tokens.lookup(jnp.maximum(tokens, 0)),
-            self._decoder.embed_positions.lookup(position_ids),
+        is_past = jnp.arange(num_slots) <= jnp.arange(length - 1)[:, None]
+        is_token = jnp.pad(tokens >= 0, ((0, 0), (0, num_slots - length + 1)))
+        return self.generation_step(
+            jnp.maximum(tokens, 0),
             cache,
-            mask,
-            output_attentions=output_attentions,
+            jnp.maximum(positions, 0),
+            (is_past & is_token[:, None])[:, None],
+            False,  # noqa: FBT003
+        )[2]
+
+    def _empty_records(self, state: GenerationState) -> Records:
+        """Room for what is kept of all steps."""
+        config = state.config
+        if not (config.output_scores or config.output_logits or config.output_attentions):
+            return state.records
+        logits, cross_attentions, _ = eqx.filter_eval_shape(
+            lambda state: state.decode(self.generation_step), state
         )
+        dtype = jnp.promote_types(logits.dtype, jnp.float32)
+        scores: Any = jax.ShapeDtypeStruct(logits.shape, dtype)
+        one = Records.of_step(config, scores, scores, cross_attentions)
+        return jax.tree.map(
+            lambda x: jnp.zeros((config.max_new_tokens, *x.shape), x.dtype), one
+        )
+
+
+def _scores_dtype(cache: Any) -> jnp.dtype:
+    """The dtype of scores: that of the cache, or float32 if that is narrower."""
+    floats = [x.dtype for x in jax.tree.leaves(cache) if eqx.is_inexact_array(x)]
+    return jnp.result_type(jnp.float32, *floats)
 
 
 def _in_usual_shapes(model: GenerationMixin, call: GenerationCall) -> GenerationCall:
-    limit = model.config.max_position_embeddings
-    return eqx.tree_at(lambda call: call.inputs, call, call.inputs.bucketed(limit))
+    inputs = call.inputs.bucketed(model.max_positions)
+    return eqx.tree_at(lambda call: call.inputs, call, inputs)
 
 
 def _trimmed(
@@ -291,8 +284,8 @@ def _trimmed(
         token_log_probs=cut(output.token_log_probs, slice(rows)),
         cross_attentions=None
         if cross_attentions is None
-        else tuple(
-            cut(x, slice(rows), slice(None), slice(None), slice(source))
-            for x in cross_attentions
+        else jax.tree.map(
+            lambda x: cut(x, slice(rows), slice(None), slice(None), slice(source)),
+            cross_attentions,
         ),
     )

@@ -2,7 +2,7 @@
 
 from jaxtyping import Array, Float, Integer
 
-from ..outputs import ModelOutput
+from ..nn.output import ModelOutput
 
 
 class GenerationOutput(ModelOutput):
@@ -14,21 +14,21 @@ class GenerationOutput(ModelOutput):
 
     **Fields:**
 
-    - `sequences`: the token ids, the prompt first, and padding behind the end of a row.
+    - `sequences`: the token ids, the prompt first, and padding after the end of a row.
     - `lengths`: the number of tokens of each row, the prompt and its end of sequence
-        included, the padding behind it not.
+        included, the padding after it not.
     - `sequences_scores`: with beams, the log-probability of each row over its number of
         new tokens to the power `length_penalty`.
     - `scores`: with `output_scores`, what each step has chosen from: the logits, or with
-        beams the log-probabilities, behind all processors. A row is a beam or a sample.
+        beams the log-probabilities, after all processors. A row is a beam or a sample.
         Steps that were not needed are 0.
     - `logits`: with `output_logits`, the same before all processors.
     - `beam_indices`: with beams, which row of `scores` each new token came from, and -1
-        behind the end.
+        after the end.
     - `token_log_probs`: with `output_token_log_probs`, the log-probability of each new
-        token, behind all processors, and 0 behind the end.
+        token, after all processors, and 0 after the end.
     - `cross_attentions`: with `output_attentions`, for each decoder layer, the attention
-        to the source that has led to each new token, and 0 behind the end.
+        to the source that has led to each new token, and 0 after the end.
     """
 
     sequences: Integer[Array, "rows max_length"]
@@ -38,4 +38,6 @@ class GenerationOutput(ModelOutput):
     logits: Float[Array, "steps beams vocab"] | None = None
     beam_indices: Integer[Array, "rows steps"] | None = None
     token_log_probs: Float[Array, "rows steps"] | None = None
-    cross_attentions: tuple[Float[Array, "rows heads steps source"], ...] | None = None
+    cross_attentions: tuple[Float[Array, "rows heads steps source"] | None, ...] | None = (
+        None
+    )

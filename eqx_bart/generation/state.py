@@ -10,25 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
-from ..cache import BartCache
 from .config import GenerationConfig
 from .logits_process import LogitsProcessor
 from .output import GenerationOutput
 
 
-CrossAttentions = tuple[Float[Array, "batch heads rows source"], ...]
+CrossAttentions = tuple[Float[Array, "batch heads rows source"] | None, ...]
 
-#: Decodes the newest token of each row: from tokens, cache, positions, mask and whether to
-#: return cross-attentions, to logits, cross-attentions and the next cache.
+#: Decodes the newest token of each row; see `GenerationMixin.generation_step`.
 Decode = Callable[
     [
         Integer[Array, "batch rows"],
-        BartCache,
+        Any,
         Integer[Array, "batch rows"],
         Bool[Array, "batch 1 rows slots"],
         bool,
     ],
-    tuple[Float[Array, "batch rows vocab"], CrossAttentions | None, BartCache],
+    tuple[Float[Array, "batch rows vocab"], CrossAttentions | None, Any],
 ]
 
 
@@ -37,7 +35,24 @@ class Records(eqx.Module):
 
     scores: Float[Array, "*steps batch rows vocab"] | None
     logits: Float[Array, "*steps batch rows vocab"] | None
-    cross_attentions: tuple[Float[Array, "*steps batch heads rows source"], ...] | None
+    cross_attentions: (
+        tuple[Float[Array, "*steps batch heads rows source"] | None, ...] | None
+    )
+
+    @classmethod
+    def of_step(
+        cls,
+        config: GenerationConfig,
+        scores: Float[Array, "batch rows vocab"],
+        logits: Float[Array, "batch rows vocab"],
+        cross_attentions: CrossAttentions | None,
+    ) -> "Records":
+        """What is asked for of one step."""
+        return cls(
+            scores if config.output_scores else None,
+            logits if config.output_logits else None,
+            cross_attentions if config.output_attentions else None,
+        )
 
     def write(self, step: Integer[Array, ""], new: "Records") -> "Records":
         """These, with those of one more step."""
@@ -48,23 +63,15 @@ class Records(eqx.Module):
         return jax.tree.map(write, self, new)
 
 
-class GenerationState(eqx.Module):
-    """What decoding carries from one step to the next: a row for each beam, or sample.
-
-    The rows of an input share a cache. Its first slots hold the prompt, but for the last
-    token, once; then each step adds one slot for each row. Nothing in it ever moves: where
-    beam search goes on with other rows, only `ancestors` changes, and with it the mask.
+class Progress(eqx.Module):
+    """What a strategy may want to know of the rows, and what it decides of them.
 
     **Fields:**
 
     - `input_ids`: the tokens so far, the prompt first, with -1 where it is padded.
-    - `ancestors`: for each row and step, whose slot of that step it attends to.
+    - `ancestors`: for each row and step, whose slot of that step it attends to; see
+        `GenerationState`.
     - `num_new`: how many tokens have been generated.
-    - `first`: where the prompt of each input begins, behind its padding.
-    - `cache`: the keys and values.
-    - `records`: what is kept for the result.
-    - `source_offset`: how far the source has been moved to the left.
-    - `processors`: what changes the scores.
     - `config`: the settings, settled.
     - `prompt_length`: the length of the prompt, padding included.
     """
@@ -72,44 +79,140 @@ class GenerationState(eqx.Module):
     input_ids: Integer[Array, "batch rows max_length"]
     ancestors: Integer[Array, "batch rows steps"]
     num_new: Integer[Array, ""]
-    first: Integer[Array, " batch"]
-    cache: BartCache
-    records: Records
-    source_offset: Integer[Array, " batch"] | None
-    processors: tuple[LogitsProcessor, ...]
-    config: GenerationConfig = eqx.field(static=True)
+    config: GenerationConfig
     prompt_length: int = eqx.field(static=True)
-
-    @property
-    @abc.abstractmethod
-    def is_done(self) -> Bool[Array, ""]:
-        """Whether all rows have ended."""
-
-    @abc.abstractmethod
-    def step(self, decode: Decode) -> "GenerationState":
-        """The state after one more token in each row."""
-
-    @abc.abstractmethod
-    def output(self) -> GenerationOutput:
-        """The result, once all rows have ended."""
-
-    @abc.abstractmethod
-    def decided(self) -> list[np.ndarray]:
-        """The new tokens of each row, as far as nothing can change them any more."""
 
     @property
     def length(self) -> Integer[Array, ""]:
         """The number of tokens in each row, the prompt and its padding included."""
         return self.prompt_length + self.num_new
 
+    @property
+    def num_rows(self) -> int:
+        """The number of rows of each input."""
+        return self.input_ids.shape[1]
+
+    def advance(
+        self,
+        input_ids: Integer[Array, "batch rows max_length"],
+        ancestors: Integer[Array, "batch rows steps"],
+    ) -> "Progress":
+        """The progress after one more token."""
+        return eqx.tree_at(
+            lambda p: (p.input_ids, p.ancestors, p.num_new),
+            self,
+            (input_ids, ancestors, self.num_new + 1),
+        )
+
+
+class Result(eqx.Module):
+    """What a strategy says of its answers; `GenerationOutput` says what its fields mean.
+
+    `ancestors` are those of each answer, -1 after its end.
+    """
+
+    sequences: Integer[Array, "rows max_length"]
+    lengths: Integer[Array, " rows"]
+    ancestors: Integer[Array, "batch answers steps"]
+    sequences_scores: Float[Array, " rows"] | None = None
+    beam_indices: Integer[Array, "rows steps"] | None = None
+    token_log_probs: Float[Array, "rows steps"] | None = None
+
+
+class AbstractStrategy(eqx.Module):
+    """How the next tokens are chosen, and what that takes to remember."""
+
+    @abc.abstractmethod
+    def scores(
+        self, logits: Float[Array, "batch rows vocab"]
+    ) -> Float[Array, "batch rows vocab"]:
+        """What the processors are given, of the logits of the next token."""
+
+    @abc.abstractmethod
+    def choose(
+        self, scores: Float[Array, "batch rows vocab"], progress: Progress
+    ) -> tuple["AbstractStrategy", Progress]:
+        """Chooses a token for each row, by the processed scores.
+
+        **Returns** the strategy and the progress after it. A row may go on with the tokens
+        and the ancestors of another.
+        """
+
+    @abc.abstractmethod
+    def is_done(self, progress: Progress) -> Bool[Array, ""]:
+        """Whether all rows have ended."""
+
+    @abc.abstractmethod
+    def result(self, progress: Progress) -> Result:
+        """The answers, once all rows have ended."""
+
+    @abc.abstractmethod
+    def decided(self, progress: Progress) -> list[np.ndarray]:
+        """The new tokens of each row, as far as nothing can change them any more."""
+
+
+class GenerationState(eqx.Module):
+    """What decoding carries from one step to the next: a row for each beam, or sample.
+
+    The rows of an input share a cache. Its first slots hold the prompt, but for the last
+    token, once; then each step adds one slot for each row. Nothing in it ever moves: where
+    beam search goes on with other rows, their ancestors change, and with them the mask.
+
+    **Fields:**
+
+    - `progress`: the rows, and the settings.
+    - `strategy`: what chooses their tokens.
+    - `first`: where the prompt of each input begins, after its padding.
+    - `cache`: the model's, which nothing here opens.
+    - `records`: what is kept for the result.
+    - `source_offset`: how far the source has been moved to the left.
+    - `processors`: what changes the scores.
+    """
+
+    progress: Progress
+    strategy: AbstractStrategy
+    first: Integer[Array, " batch"]
+    cache: Any
+    records: Records
+    source_offset: Integer[Array, " batch"] | None
+    processors: tuple[LogitsProcessor, ...]
+
+    @property
+    def is_done(self) -> Bool[Array, ""]:
+        """Whether all rows have ended."""
+        return self.strategy.is_done(self.progress)
+
+    @property
+    def config(self) -> GenerationConfig:
+        """The settings, settled."""
+        return self.progress.config
+
+    def step(self, decode: Decode) -> "GenerationState":
+        """The state after one more token in each row."""
+        logits, cross_attentions, cache = self.decode(decode)
+        dtype = jnp.result_type(logits.dtype, jnp.float32)
+        logits = logits.astype(dtype)
+        scores = self._process(self.strategy.scores(logits))
+        strategy, progress = self.strategy.choose(scores, self.progress)
+        records = Records.of_step(self.config, scores, logits, cross_attentions)
+        return GenerationState(
+            progress,
+            strategy,
+            self.first,
+            cache,
+            self.records.write(self.progress.num_new, records),
+            self.source_offset,
+            self.processors,
+        )
+
     def decode(
         self, decode: Decode
-    ) -> tuple[Float[Array, "batch rows vocab"], CrossAttentions | None, BartCache]:
+    ) -> tuple[Float[Array, "batch rows vocab"], CrossAttentions | None, Any]:
         """The logits of the next token, and the cache with the newest one in it."""
         newest = jax.lax.dynamic_index_in_dim(
-            self.input_ids, self.length - 1, axis=2, keepdims=False
+            self.progress.input_ids, self.progress.length - 1, axis=2, keepdims=False
         )
-        positions = self.length - 1 - self.first[:, None]
+        positions = self.progress.length - 1 - self.first[:, None]
         return decode(
             newest,
             self.cache,
@@ -120,48 +223,47 @@ class GenerationState(eqx.Module):
 
     def _mask(self) -> Bool[Array, "batch 1 rows slots"]:
         """Each row attends to the prompt, to its ancestors and to itself."""
-        batch, rows, steps = self.ancestors.shape
+        progress = self.progress
+        batch, rows, steps = progress.ancestors.shape
         row, step = jnp.arange(rows), jnp.arange(steps)
-        ancestors = jnp.where(step == self.num_new, row[:, None], self.ancestors)
-        is_own = (ancestors[..., None] == row) & (step <= self.num_new)[:, None]
-        prompt = self.input_ids[:, :, : self.prompt_length - 1] >= 0
+        ancestors = jnp.where(step == progress.num_new, row[:, None], progress.ancestors)
+        is_own = (ancestors[..., None] == row) & (step <= progress.num_new)[:, None]
+        prompt = progress.input_ids[:, :, : progress.prompt_length - 1] >= 0
         mask = jnp.concatenate([prompt, is_own.reshape(batch, rows, -1)], axis=-1)
         return mask[:, None]
 
-    def process(
+    def _process(
         self, scores: Float[Array, "batch rows vocab"]
     ) -> Float[Array, "batch rows vocab"]:
         """The scores, changed by the processors."""
-        input_ids = self.input_ids.reshape(-1, self.input_ids.shape[-1])
+        input_ids = self.progress.input_ids
+        input_ids = input_ids.reshape(-1, input_ids.shape[-1])
         flat = scores.reshape(-1, scores.shape[-1])
         for processor in self.processors:
-            flat = processor(input_ids, flat, self.length)
+            flat = processor(input_ids, flat, self.progress.length)
         return flat.reshape(scores.shape)
 
-    def record(
-        self,
-        scores: Float[Array, "batch rows vocab"],
-        logits: Float[Array, "batch rows vocab"],
-        cross_attentions: CrossAttentions | None,
-    ) -> Records:
-        """The records with those of this step."""
-        new = Records(
-            scores if self.config.output_scores else None,
-            logits if self.config.output_logits else None,
-            cross_attentions,
+    def output(self) -> GenerationOutput:
+        """What `generate` returns, once all rows have ended."""
+        result = self.strategy.result(self.progress)
+        return GenerationOutput(
+            sequences=result.sequences,
+            lengths=result.lengths,
+            sequences_scores=result.sequences_scores,
+            scores=_all_rows(self.records.scores),
+            logits=_all_rows(self.records.logits),
+            beam_indices=result.beam_indices,
+            token_log_probs=result.token_log_probs,
+            cross_attentions=self._cross_attentions(result.ancestors),
         )
-        return self.records.write(self.num_new, new)
 
-    def _recorded(self, name: str) -> Float[Array, "steps rows vocab"] | None:
-        values = getattr(self.records, name)
-        if values is None:
-            return None
-        steps, _, _, vocab = values.shape
-        return values.reshape(steps, -1, vocab)
+    def decided(self) -> list[np.ndarray]:
+        """The new tokens of each row, as far as nothing can change them any more."""
+        return self.strategy.decided(self.progress)
 
     def _cross_attentions(
-        self, ancestors: Integer[Array, "batch results steps"]
-    ) -> tuple[Float[Array, "answers heads steps source"], ...] | None:
+        self, ancestors: Integer[Array, "batch answers steps"]
+    ) -> tuple[Float[Array, "rows heads steps source"] | None, ...] | None:
         """The recorded cross-attentions, along these ancestors."""
         if self.records.cross_attentions is None:
             return None
@@ -175,48 +277,25 @@ class GenerationState(eqx.Module):
             chosen = chosen.transpose(1, 3, 2, 0, 4)
             return chosen.reshape(-1, *chosen.shape[2:])
 
-        return tuple(along(weights) for weights in self.records.cross_attentions)
+        return jax.tree.map(along, self.records.cross_attentions)
 
 
-def initial_fields(
-    prompt: Integer[Array, "batch prompt"],
-    rows: int,
-    cache: BartCache,
-    config: GenerationConfig,
-    processors: tuple[LogitsProcessor, ...],
-    source_offset: Integer[Array, " batch"] | None,
-    vocab_size: int,
-    dtype: jnp.dtype,
-) -> dict[str, Any]:
-    """The fields of a `GenerationState` before the first step."""
+def initial_progress(
+    prompt: Integer[Array, "batch prompt"], config: GenerationConfig, num_rows: int
+) -> Progress:
+    """The rows before the first step."""
     batch, length = prompt.shape
     steps = config.max_new_tokens
-    prompts = jnp.broadcast_to(prompt[:, None], (batch, rows, length)).astype(jnp.int32)
-    new = jnp.full((batch, rows, steps), config.pad_token_id, jnp.int32)
+    prompts = jnp.broadcast_to(prompt[:, None], (batch, num_rows, length))
+    new = jnp.full((batch, num_rows, steps), config.pad_token_id, jnp.int32)
+    return Progress(
+        jnp.concatenate([prompts.astype(jnp.int32), new], axis=-1),
+        jnp.full((batch, num_rows, steps), -1, jnp.int32),
+        jnp.zeros((), jnp.int32),
+        config,
+        length,
+    )
 
-    def recorded(is_wanted: bool) -> Array | None:  # noqa: FBT001
-        shape = (steps, batch, rows, vocab_size)
-        return jnp.zeros(shape, dtype) if is_wanted else None
 
-    cross_attentions = None
-    if config.output_attentions and cache.cross_attention:
-        cross_attentions = tuple(
-            jnp.zeros((steps, batch, x.keys.shape[1], rows, x.keys.shape[2]), x.keys.dtype)
-            for x in cache.cross_attention
-        )
-    return {
-        "input_ids": jnp.concatenate([prompts, new], axis=-1),
-        "ancestors": jnp.full((batch, rows, steps), -1, jnp.int32),
-        "num_new": jnp.zeros((), jnp.int32),
-        "first": jnp.argmax(prompt >= 0, axis=1).astype(jnp.int32),
-        "cache": cache,
-        "records": Records(
-            recorded(config.output_scores),
-            recorded(config.output_logits),
-            cross_attentions,
-        ),
-        "source_offset": source_offset,
-        "processors": processors,
-        "config": config,
-        "prompt_length": length,
-    }
+def _all_rows(values: Array | None) -> Float[Array, "steps rows vocab"] | None:
+    return None if values is None else values.reshape(len(values), -1, values.shape[-1])

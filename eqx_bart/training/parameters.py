@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from .adapters import has_adapters, is_adapted
-from .checkpoint.weight_map import canonical
-from .decoder import BartDecoder
-from .encoder import BartEncoder
-from .layers import Checkpointing, with_static
+from ..models.decoder import BartDecoder
+from ..models.encoder import BartEncoder
+from ..models.language_model import LanguageModel
+from ..nn.embedding import AbstractPositionalEmbedding, Embedding
+from ..nn.linear import LowRankLinear
+from ..nn.stack import Checkpointing
+from ..nn.tree import along
+from .lora import has_adapters
 
 
 ModuleT = TypeVar("ModuleT", bound=eqx.Module)
@@ -34,21 +37,49 @@ def trainable(
     - `freeze_encoder`: not the encoder; a table of tokens that it shares with the decoder
         is trained.
 
+    Encoders and embeddings are found by their types, wherever they are in `model`.
+
     **Returns** a pytree of booleans with the structure of `model`. The names of the
     arguments are those of HF's examples for sequence-to-sequence models.
+
+    **Raises** `ValueError` if there is nothing of what is to be frozen.
     """
+    kinds: list[tuple[type, ...]] = []
+    if freeze_embeds:
+        kinds.append((Embedding, AbstractPositionalEmbedding))
+    if freeze_encoder:
+        kinds.append((BartEncoder,))
+    found = set[tuple[type, ...]]()
     adapted = has_adapters(model)
 
     def is_trained(path: Any, leaf: Any) -> bool:
-        name = canonical(jtu.keystr(path, simple=True, separator="."))
-        is_embedding = name.startswith("shared.") or ".embed_" in name
-        is_frozen = (freeze_embeds and is_embedding) or (
-            freeze_encoder and name.startswith("encoder.")
-        )
-        is_frozen |= adapted and not is_adapted(name)
-        return eqx.is_inexact_array(leaf) and not is_frozen
+        way = list(along(model, path))
+        kinds_here = {
+            kind for kind in kinds if any(isinstance(node, kind) for node, _ in way)
+        }
+        found.update(kinds_here)
+        if adapted and not _is_beside_weights(way):
+            return False
+        return eqx.is_inexact_array(leaf) and not kinds_here
 
-    return jtu.tree_map_with_path(is_trained, model)
+    spec = jtu.tree_map_with_path(is_trained, model)
+    for kind in kinds:
+        if kind not in found:
+            names = " and no ".join(x.__name__ for x in kind)
+            raise ValueError(f"There is nothing to freeze: the model has no {names}.")
+    return spec
+
+
+def _is_beside_weights(way: list[tuple[Any, Any]]) -> bool:
+    """Whether the array at the end of this way, in a model with adapters, belongs to one of
+    them, or to what is neither of the trunk nor a language-modelling head."""
+    if isinstance(way[-1][0], LowRankLinear):
+        return True
+    return not any(
+        isinstance(node, BartEncoder | BartDecoder | Embedding)
+        or (isinstance(node, LanguageModel) and key.name == "lm_head")
+        for node, key in way
+    )
 
 
 def cast(model: ModuleT, dtype: Any) -> ModuleT:
@@ -96,6 +127,10 @@ def gradient_checkpointing(
         return isinstance(part, BartEncoder | BartDecoder)
 
     def changed(part: Any) -> Any:
-        return with_static(part, checkpointing=setting) if is_stack(part) else part
+        if not is_stack(part):
+            return part
+        return eqx.tree_at(
+            lambda stack: stack.checkpointing, part, setting, is_leaf=lambda x: x is None
+        )
 
     return jax.tree.map(changed, model, is_leaf=is_stack)

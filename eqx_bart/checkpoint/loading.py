@@ -1,4 +1,4 @@
-"""Between a model's arrays and the tensors of a checkpoint, by the weight map."""
+"""Between a model's arrays and the tensors of a checkpoint."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,12 +11,12 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from ..layers import Buffer
-from .errors import CheckpointError
+from ..files.errors import CheckpointError
+from ..files.tensors import StoredTensor
+from ..nn.stored import AbstractStored
 from .matching import match
-from .tensors import StoredTensor
+from .names import canonical, is_weight, Leaf, named_leaves
 from .vocabulary import fit_vocabulary
-from .weight_map import canonical, is_weight, Layout, named_leaves, rule_for
 
 
 Model = TypeVar("Model", bound=eqx.Module)
@@ -24,11 +24,7 @@ Model = TypeVar("Model", bound=eqx.Module)
 
 def to_tensors(model: eqx.Module) -> dict[str, np.ndarray]:
     """The tensors that HF would save for `model`, by name."""
-    return {
-        name: _to_tensor(leaf, rule_for(canonical(name)).layout)
-        for name, leaf in named_leaves(model)
-        if is_weight(leaf)
-    }
+    return {x.name: _to_tensor(x) for x in named_leaves(model) if x.is_weight}
 
 
 def load_weights(
@@ -58,20 +54,21 @@ def load_weights(
             f"{', '.join(found.unused)}.",
             stacklevel=2,
         )
-    shapes, stored = found.arrays, found.stored
+    leaves, stored = found.leaves, found.stored
     dtype = _floating_dtype(dtype)
     drawn = _draw(build, found.lacking, dtype or _usual_dtype(stored), key)
     arrays: dict[str, Any] = dict(drawn)
     # The largest first, when there is least beside them in memory.
     for name in sorted(stored, key=lambda name: stored[name].nbytes, reverse=True):
-        array = from_tensor(name, stored[name], shapes[name], dtype)
-        if array.shape != shapes[name].shape:
-            array = fit_vocabulary(name, array, shapes[name].shape, drawn.get(name))
-        arrays[name] = array
-    for name in shapes.keys() - arrays.keys():
-        arrays[name] = Buffer(jnp.zeros(shapes[name].shape, dtype or _usual_dtype(stored)))
-    leaves = [arrays.get(canonical(n), x) for n, x in named_leaves(template)]
-    return jtu.tree_unflatten(jtu.tree_structure(template, is_leaf=is_weight), leaves)
+        arrays[name] = from_tensor(name, stored[name], leaves[name], dtype)
+        shape = leaves[name].value.shape
+        if arrays[name].shape != shape:
+            arrays[name] = fit_vocabulary(name, arrays[name], shape, drawn.get(name))
+    for name in leaves.keys() - arrays.keys():
+        zeros = jnp.zeros(leaves[name].value.shape, dtype or _usual_dtype(stored))
+        arrays[name] = _as_leaf(leaves[name].value, zeros)
+    values = [arrays.get(canonical(x.name), x.value) for x in named_leaves(template)]
+    return jtu.tree_unflatten(jtu.tree_structure(template, is_leaf=is_weight), values)
 
 
 def _usual_dtype(stored: Mapping[str, StoredTensor]) -> Any:
@@ -92,7 +89,7 @@ def _draw(
     names: list[str],
     dtype: Any,
     key: PRNGKeyArray | None,
-) -> dict[str, Array]:
+) -> dict[str, Any]:
     """New weights for the arrays `names` of the model, and for no others."""
     if not names:
         return {}
@@ -108,16 +105,16 @@ def _draw(
     )
 
     @jax.jit
-    def draw(key: PRNGKeyArray) -> dict[str, Array]:
-        leaves = {canonical(n): x for n, x in named_leaves(build(key))}
-        return {name: leaves[name].astype(dtype) for name in names}
+    def draw(key: PRNGKeyArray) -> dict[str, Any]:
+        leaves = {canonical(x.name): x.value for x in named_leaves(build(key))}
+        return {name: _cast(leaves[name], dtype) for name in names}
 
     return draw(key)
 
 
-def from_tensor(name: str, tensor: StoredTensor, leaf: Any, dtype: Any) -> Any:
-    """The array of this canonical name; a buffer takes its width from `leaf`."""
-    layout, dtype = rule_for(name).layout, dtype or tensor.dtype
+def from_tensor(name: str, tensor: StoredTensor, leaf: Leaf, dtype: Any) -> Any:
+    """What `tensor` is as this leaf of a model; `name` is the canonical one."""
+    dtype = dtype or tensor.dtype
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         raise CheckpointError(f"{name} is stored as {tensor.dtype}, not as floats.")
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
@@ -126,10 +123,22 @@ def from_tensor(name: str, tensor: StoredTensor, leaf: Any, dtype: Any) -> Any:
             "dtype=jax.numpy.float32."
         )
     value = tensor.load().astype(dtype, copy=False)
-    if layout is Layout.BUFFER:
-        return Buffer(_fit_width(value, leaf.shape[-1]))
+    if name == "final_logits_bias":
+        value = _fit_width(value, leaf.value.shape[-1])
     # On the CPU JAX takes over the memory, unless it has to lay it out anew.
-    return jax.device_put(value.T if layout is Layout.TRANSPOSED else value)
+    array = jax.device_put(value.T if leaf.is_transposed else value)
+    return _as_leaf(leaf.value, array)
+
+
+def _as_leaf(leaf: Any, array: Array) -> Any:
+    """`array`, or the module that stands for it where `leaf` is one."""
+    return leaf.with_value(array) if isinstance(leaf, AbstractStored) else array
+
+
+def _cast(leaf: Any, dtype: Any) -> Any:
+    if isinstance(leaf, AbstractStored):
+        return _as_leaf(leaf, leaf.value.astype(dtype))
+    return leaf.astype(dtype)
 
 
 def _fit_width(bias: np.ndarray, width: int) -> np.ndarray:
@@ -147,7 +156,7 @@ def _fit_width(bias: np.ndarray, width: int) -> np.ndarray:
     return fitted
 
 
-def _to_tensor(leaf: Any, layout: Layout) -> np.ndarray:
-    if layout is Layout.BUFFER:
-        return np.asarray(leaf.value)
-    return np.asarray(leaf).T if layout is Layout.TRANSPOSED else np.asarray(leaf)
+def _to_tensor(leaf: Leaf) -> np.ndarray:
+    value = leaf.value
+    array = np.asarray(value.value if isinstance(value, AbstractStored) else value)
+    return array.T if leaf.is_transposed else array

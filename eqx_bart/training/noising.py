@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jaxtyping import Integer, PRNGKeyArray
 
-from .checks import ArrayLike
-from .config import BartConfig
+from ..config import BartConfig
+from ..nn.checks import ArrayLike
 
 
 Ids = Integer[np.ndarray, "batch length"]

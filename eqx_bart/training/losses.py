@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
-from .checks import ArrayLike, as_indices, check_range, Mask
-from .config import BartConfig
-from .heads import BartForConditionalGeneration
-from .model import IGNORE_INDEX, shift_tokens_right
+from ..config import BartConfig
+from ..models.conditional_generation import BartForConditionalGeneration
+from ..models.language_model import AbstractLMHead
+from ..models.seq2seq import IGNORE_INDEX, refuse_overrides, shift_tokens_right
+from ..nn.checks import ArrayLike, as_indices, check_range, Mask
 
 
 class LossSum(eqx.Module):
@@ -174,7 +175,8 @@ def seq2seq_loss(
     - `label_smoothing`, `z_loss`: see `cross_entropy`.
     - `key`: for dropout; needed in training mode.
 
-    **Raises** `ValueError` as the model and `cross_entropy` do. Source: HF's
+    **Raises** `ValueError` as the model and `cross_entropy` do; `TypeError` if a chunk's
+    logits are not to be had of its hidden states alone. Source: HF's
     `BartForConditionalGeneration.forward` with `labels`.
     """
     if decoder_input_ids is None:
@@ -182,16 +184,17 @@ def seq2seq_loss(
         decoder_input_ids = shift_tokens_right(
             labels, config.pad_token_id, config.decoder_start_token_id
         )
-    states = model.model(
-        input_ids,
-        attention_mask,
-        decoder_input_ids,
-        decoder_attention_mask,
-        key=key,
-    ).last_hidden_state
+    inputs = (input_ids, attention_mask, decoder_input_ids, decoder_attention_mask)
     options: Any = {"label_smoothing": label_smoothing, "z_loss": z_loss}
     if chunk_size is None:
-        return cross_entropy(model.projection(states), labels, **options)
+        return cross_entropy(model(*inputs, key=key).logits, labels, **options)
+    refuse_overrides(model, "chunk_size", "__call__")
+    if isinstance(model.lm_head, AbstractLMHead):
+        raise TypeError(
+            f"chunk_size needs a head of the hidden states alone, and the model's is a "
+            f"{type(model.lm_head).__name__}: pass chunk_size=None."
+        )
+    states = model.model(*inputs, key=key).last_hidden_state
     return chunked_cross_entropy(
         model.projection, states, labels, chunk_size=chunk_size, **options
     )

@@ -2,31 +2,20 @@
 
 A field that was not asked for, or that does not exist, is `None`. Shapes: hidden states
 are `[batch, length, d_model]`, one for the embeddings and one for each layer; attention
-weights are `[batch, heads, queries, keys]`, one for each layer.
+weights are `[batch, heads, queries, keys]`, one for each layer. What else layers of your
+own have to show is in `shown`, by name, an entry for each layer; BART's show nothing more.
 """
 
-import dataclasses
 from typing import Any
 
-import equinox as eqx
 from jaxtyping import Array, Float
+
+from ..nn.output import ModelOutput
 
 
 HiddenStates = tuple[Float[Array, "batch _ d_model"], ...]
-Attentions = tuple[Float[Array, "batch _ _ _"], ...]
-
-
-class ModelOutput(eqx.Module):
-    """The base of all outputs."""
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are not `None`, in order, as HF's `to_tuple` gives them."""
-        values = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return tuple(value for value in values if value is not None)
-
-    def __getitem__(self, item: int | str) -> Any:
-        """A field by its name, or an entry of `to_tuple`, as in HF."""
-        return getattr(self, item) if isinstance(item, str) else self.to_tuple()[item]
+Attentions = tuple[Float[Array, "batch _ _ _"] | None, ...]
+ShownByLayer = dict[str, tuple[Any, ...]]
 
 
 class BaseModelOutput(ModelOutput):
@@ -35,6 +24,7 @@ class BaseModelOutput(ModelOutput):
     last_hidden_state: Float[Array, "batch length d_model"]
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
+    shown: ShownByLayer | None = None
 
 
 class BaseModelOutputWithCrossAttentions(ModelOutput):
@@ -44,6 +34,7 @@ class BaseModelOutputWithCrossAttentions(ModelOutput):
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
     cross_attentions: Attentions | None = None
+    shown: ShownByLayer | None = None
 
 
 class CausalLMOutputWithCrossAttentions(ModelOutput):
@@ -53,10 +44,11 @@ class CausalLMOutputWithCrossAttentions(ModelOutput):
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
     cross_attentions: Attentions | None = None
+    shown: ShownByLayer | None = None
 
 
 class _Seq2SeqStates(ModelOutput):
-    """The states that every encoder-decoder returns behind its own results."""
+    """The states that every encoder-decoder returns after its own results."""
 
     decoder_hidden_states: HiddenStates | None = None
     decoder_attentions: Attentions | None = None
@@ -64,6 +56,8 @@ class _Seq2SeqStates(ModelOutput):
     encoder_last_hidden_state: Float[Array, "batch source d_model"] | None = None
     encoder_hidden_states: HiddenStates | None = None
     encoder_attentions: Attentions | None = None
+    decoder_shown: ShownByLayer | None = None
+    encoder_shown: ShownByLayer | None = None
 
 
 class _LastHiddenState(ModelOutput):

@@ -1,0 +1,167 @@
+"""Which tensor of a checkpoint is which array of a module.
+
+A module type declares how its arrays are stored (see `eqx_bart.nn.stored`), and attribute
+paths are HF's names already. What cannot follow from that stands in the table here: which
+names are HF's for a BART, so that they may not be absent, by what other names they go, and
+which arrays have an entry for each token.
+Names are canonical here: without the `model.` that a checkpoint of a model with a head
+puts before the names of its trunk.
+"""
+
+import dataclasses
+import enum
+import re
+from typing import Any
+
+import jax
+import jax.tree_util as jtu
+import numpy as np
+
+from ..nn.stored import AbstractStored, is_inlined, is_transposed
+from ..nn.tree import along
+
+
+class Absent(enum.Enum):
+    """What the lack of a tensor means."""
+
+    ERROR = "error"
+    DRAWN = "drawn at random"
+    ZEROS = "zeros"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What holds for the names that `pattern` matches in full.
+
+    `vocab_axis` is the axis of the array that has an entry for each token.
+    """
+
+    pattern: str
+    absent: Absent = Absent.ERROR
+    vocab_axis: int | None = None
+
+
+_STACK = r"(encoder|decoder)\."
+
+WEIGHT_MAP = (
+    Rule(r"shared\.weight", vocab_axis=0),
+    Rule(_STACK + r"embed_tokens\.weight", vocab_axis=0),
+    Rule(_STACK + r"embed_positions\.weight"),
+    Rule(_STACK + r"layernorm_embedding\.(weight|bias)"),
+    Rule(_STACK + r"layers\.\d+\.(self|encoder)_attn\.(q|k|v|out)_proj\.(weight|bias)"),
+    Rule(_STACK + r"layers\.\d+\.(self_attn|encoder_attn|final)_layer_norm\.(weight|bias)"),
+    Rule(_STACK + r"layers\.\d+\.fc[12]\.(weight|bias)"),
+    Rule(r"lm_head\.weight", Absent.DRAWN, vocab_axis=1),
+    Rule(r"final_logits_bias", Absent.ZEROS, vocab_axis=1),
+)
+#: For whatever is not in a BART: heads, and parts of one's own.
+OTHER = Rule(r".*", Absent.DRAWN)
+
+# The table of token embeddings goes by all of these names where embeddings are tied.
+TIED = (
+    "shared.weight",
+    "encoder.embed_tokens.weight",
+    "decoder.embed_tokens.weight",
+    "lm_head.weight",
+)
+
+# Where they are not, the encoder's and the decoder's tables may still be one.
+_UNTIED_FALLBACKS = {
+    "shared.weight": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
+    "encoder.embed_tokens.weight": ("shared.weight",),
+    "decoder.embed_tokens.weight": ("shared.weight",),
+}
+
+# Tensors that a checkpoint may hold and a model not need: markers of old versions, and
+# what belongs to other heads and, for a lone decoder, to the encoder.
+_IGNORABLE = (
+    r"(encoder|decoder)\.version",
+    r"lm_head\.weight",
+    r"final_logits_bias",
+    r"classification_head\..+",
+    r"qa_outputs\..+",
+)
+_IGNORABLE_BY_DECODER = (r"shared\.weight", r"encoder\..+")
+_TRUNK = r"(shared|encoder|decoder)\..+"
+
+
+def canonical(name: str) -> str:
+    """`name` without the prefix of a model with a head."""
+    return name.removeprefix("model.")
+
+
+def rule_for(name: str) -> Rule:
+    """The rule for a canonical name."""
+    fitting = (rule for rule in WEIGHT_MAP if re.fullmatch(rule.pattern, name))
+    return next(fitting, OTHER)
+
+
+def sources(name: str, *, tied: bool) -> tuple[str, ...]:
+    """The names that an array's tensor may have in a checkpoint, the usual one first."""
+    if not tied:
+        return (name, *_UNTIED_FALLBACKS.get(name, ()))
+    return (name, *(other for other in TIED if other != name)) if name in TIED else (name,)
+
+
+def is_ignorable(name: str, *, decoder_only: bool) -> bool:
+    """Whether a model may leave this tensor of a checkpoint unread."""
+    patterns = _IGNORABLE + (_IGNORABLE_BY_DECODER if decoder_only else ())
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def is_trunk(name: str) -> bool:
+    """Whether a tensor belongs to the encoder-decoder itself, not to a head."""
+    return re.fullmatch(_TRUNK, name) is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A leaf of a model, and where it is in a checkpoint.
+
+    - `name`: PyTorch's name for it.
+    - `value`: an array, its shape, or a module that stands for one; or no weight at all.
+    - `is_transposed`: whether it is stored as its transpose.
+    """
+
+    name: str
+    value: Any
+    is_transposed: bool
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it is stored in checkpoints."""
+        return is_weight(self.value)
+
+
+def named_leaves(model: Any) -> list[Leaf]:
+    """The leaves of `model`, in the order of its tree."""
+    return [
+        _named(model, path, leaf)
+        for path, leaf in jtu.tree_leaves_with_path(model, is_leaf=is_weight)
+    ]
+
+
+def weights(model: Any) -> dict[str, Leaf]:
+    """The leaves of `model` that are stored in checkpoints, by canonical names."""
+    return {canonical(x.name): x for x in named_leaves(model) if x.is_weight}
+
+
+def is_weight(leaf: Any) -> bool:
+    """Whether a leaf of a model is stored in checkpoints."""
+    return isinstance(leaf, AbstractStored | jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+
+
+def name_of(model: Any, path: tuple[Any, ...]) -> str:
+    """PyTorch's name for what is at `path`, which `jax.tree_util` gives, of `model`."""
+    return _named(model, path, None).name
+
+
+def _named(model: Any, path: tuple[Any, ...], leaf: Any) -> Leaf:
+    """The leaf at `path`, by what the modules on the way say of their fields."""
+    names, transposed = list[str](), False
+    for node, key in along(model, path):
+        name = jtu.keystr((key,), simple=True)
+        transposed = is_transposed(node, name)
+        if not is_inlined(node, name):
+            names.append(name)
+    return Leaf(".".join(names), leaf, transposed)

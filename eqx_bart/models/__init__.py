@@ -1,0 +1,1 @@
+"""BART: its encoder, decoder and cache, and a model for each head."""

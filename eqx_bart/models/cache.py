@@ -1,0 +1,140 @@
+"""The cache of decoding. Nothing is changed in place: each method that writes returns a new
+object."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Integer
+
+from ..config import BartConfig
+from ..nn.checks import ArrayLike, error_if, Mask
+
+
+def check_max_length(max_length: int, max_positions: int) -> int:
+    """`max_length`, if a model has positions for so many tokens.
+
+    **Raises** `ValueError` if not, or if it is less than 1.
+    """
+    if not 1 <= max_length <= max_positions:
+        raise ValueError(
+            f"A cache of max_length={max_length} tokens does not fit the model: it "
+            f"has max_position_embeddings={max_positions}."
+        )
+    return max_length
+
+
+class BartCache(eqx.Module):
+    """Everything that decoding remembers between calls.
+
+    `init_cache` of a model makes one, `decode` takes one and returns the next.
+
+    **Fields:**
+
+    - `layers`: what each decoder layer remembers, in shapes of its own: as a rule a
+        `DecoderLayerCache`, with room for the keys and values of `max_length` tokens.
+    - `attention_mask`: which decoded tokens may be attended to. True = may attend.
+    - `positions`: of the token in each slot, decoded or expected.
+    - `length`: how many tokens have been decoded; the position of the next one.
+    - `source`: what an encoder has made of its input, as in `Context`; `None` without one.
+    - `config`: the config of the model that the cache belongs to.
+    """
+
+    layers: tuple[Any, ...]
+    attention_mask: Bool[Array, "batch max_length"]
+    positions: Integer[Array, "batch max_length"]
+    length: Integer[Array, ""]
+    source: Any
+    config: BartConfig
+
+    def __init__(
+        self,
+        config: BartConfig,
+        batch_size: int,
+        max_length: int,
+        layers: tuple[Any, ...],
+        source: Any = None,
+    ):
+        """An empty cache; `layers` are those of `AbstractLayer.init_cache`."""
+        slots = jnp.arange(max_length, dtype=jnp.int32)
+        self.layers = layers
+        self.attention_mask = jnp.ones((batch_size, max_length), bool)
+        self.positions = jnp.broadcast_to(slots, (batch_size, max_length))
+        self.length = jnp.zeros((), jnp.int32)
+        self.source = source
+        self.config = config
+
+    @property
+    def batch_size(self) -> int:
+        """How many rows there are."""
+        return self.attention_mask.shape[0]
+
+    @property
+    def max_length(self) -> int:
+        """How many tokens there is room for in each row."""
+        return self.attention_mask.shape[1]
+
+    def check(self, config: BartConfig, batch_size: int, num_tokens: int) -> "BartCache":
+        """This cache, if `num_tokens` more for each of `batch_size` rows fit into it.
+
+        **Raises** `ValueError` if they do not, or if the cache belongs to a model of
+        another config; inside `jit`, a lack of room is found when the program runs.
+        """
+        if self.config != config:
+            raise ValueError(
+                "This cache belongs to a model with another config. Make one with the "
+                "init_cache of the model that decodes."
+            )
+        if self.batch_size != batch_size:
+            raise ValueError(
+                f"The cache holds a batch of {self.batch_size} rows and was given "
+                f"decoder_input_ids for {batch_size}."
+            )
+        message = (
+            f"The cache has room for max_length={self.max_length} tokens: {num_tokens} "
+            "more do not fit"
+        )
+        if num_tokens > self.max_length:
+            raise ValueError(f"{message} even when it is empty.")
+        length = error_if(
+            self.length,
+            self.length > self.max_length - num_tokens,
+            f"{message} behind those it holds. Pass a larger max_length to init_cache.",
+        )
+        return eqx.tree_at(lambda cache: cache.length, self, length)
+
+    def mask(self, num_tokens: int) -> Bool[Array, "batch 1 {num_tokens} max_length"]:
+        """What each of the next `num_tokens` tokens may attend to, once written."""
+        slots = jnp.arange(self.max_length)
+        is_past = slots <= (self.length + jnp.arange(num_tokens))[:, None]
+        return is_past & self.attention_mask[:, None, None, :]
+
+    def expect(
+        self,
+        attention_mask: Mask[ArrayLike, "batch new"] | None = None,
+        position_ids: Integer[Array, "#batch new"] | None = None,
+    ) -> "BartCache":
+        """Notes which of the tokens that are written next may be attended to, by default
+        all, and their positions, by default those that follow one another."""
+
+        def noted(old: Array, new: Array) -> Array:
+            new = jnp.broadcast_to(new, (self.batch_size, new.shape[1])).astype(old.dtype)
+            return jax.lax.dynamic_update_slice_in_dim(old, new, self.length, axis=1)
+
+        mask, positions = self.attention_mask, self.positions
+        if attention_mask is not None:
+            mask = noted(mask, jnp.asarray(attention_mask, bool))
+        if position_ids is not None:
+            positions = noted(positions, position_ids)
+        return eqx.tree_at(
+            lambda cache: (cache.attention_mask, cache.positions), self, (mask, positions)
+        )
+
+    def advance(self, layers: tuple[Any, ...], num_tokens: int) -> "BartCache":
+        """The cache after `num_tokens` more tokens, given what its layers remember."""
+        return eqx.tree_at(
+            lambda cache: (cache.layers, cache.length),
+            self,
+            (layers, self.length + num_tokens),
+        )

@@ -1,0 +1,268 @@
+"""BART's decoder alone, with a language-modelling head."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, Integer, PRNGKeyArray
+
+from ..config import as_id_tuple, BartConfig
+from ..generation.config import GenerationConfig
+from ..generation.inputs import encoder_mask, GenerationInputs, masked_ids
+from ..generation.logits_process import LogitsProcessor
+from ..generation.mixin import GenerationCall
+from ..generation.output import GenerationOutput
+from ..nn.checks import ArrayLike, Mask
+from ..nn.embedding import Embedding
+from ..nn.layer import Show
+from ..nn.linear import AbstractLinear
+from .bart import token_embedding
+from .cache import BartCache, check_max_length
+from .decoder import BartDecoder
+from .language_model import (
+    AbstractLMHead,
+    generation_source,
+    LanguageModel,
+    new_lm_head,
+    Projection,
+)
+from .outputs import CausalLMOutputWithCrossAttentions
+from .seq2seq import (
+    embed_inputs,
+    make_source,
+    refuse_overrides,
+    run_decoder,
+    source_for_cache,
+)
+
+
+class BartDecoderWrapper(eqx.Module):
+    """What stands at `model` in `BartForCausalLM`, for the sake of HF's names."""
+
+    decoder: BartDecoder
+
+
+class BartForCausalLM(LanguageModel):
+    """BART's decoder with a language-modelling head, with or without an encoder's states.
+
+    `lm_head` is `None` where it is tied to `model.decoder.embed_tokens`; an
+    `AbstractLMHead` of your own may take its place.
+    `generation_config` has the defaults of `generate`. Source: HF's `BartForCausalLM`.
+    """
+
+    model: BartDecoderWrapper
+    lm_head: AbstractLinear | AbstractLMHead | None
+    config: BartConfig
+    generation_config: GenerationConfig
+
+    def __init__(
+        self,
+        config: BartConfig,
+        generation_config: GenerationConfig | None = None,
+        *,
+        key: PRNGKeyArray,
+    ):
+        """Draws the weights at random; see `BartModel`."""
+        decoder_key, embed_key, head_key = jax.random.split(key, 3)
+        embed_tokens = token_embedding(config, key=embed_key)
+        self.model = BartDecoderWrapper(BartDecoder(config, embed_tokens, key=decoder_key))
+        self.lm_head = new_lm_head(config, key=head_key)
+        self.config = config
+        self.generation_config = generation_config or GenerationConfig.from_model_config(
+            config
+        )
+
+    @property
+    def _decoder(self) -> BartDecoder:
+        return self.model.decoder
+
+    @property
+    def _decoder_embed_tokens(self) -> Embedding:
+        embed_tokens = self.model.decoder.embed_tokens
+        assert embed_tokens is not None
+        return embed_tokens
+
+    @property
+    def projection(self) -> Projection:
+        """What makes logits of the last hidden state."""
+        return Projection(self._tied_head)
+
+    def init_cache(
+        self,
+        batch_size: int,
+        max_length: int,
+        encoder_hidden_states: Float[Array, "batch source d_model"] | None = None,
+        encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
+    ) -> BartCache:
+        """A cache for decoding up to `max_length` tokens; see `BartModel.init_cache`."""
+        source = None
+        if encoder_hidden_states is not None:
+            source = source_for_cache(
+                batch_size, encoder_hidden_states, encoder_attention_mask
+            )
+        return self._decoder.init_cache(
+            self.config,
+            batch_size,
+            check_max_length(max_length, self.max_positions),
+            source,
+            dtype=self._decoder_embed_tokens.weight.dtype,
+        )
+
+    def decode(
+        self,
+        input_ids: Integer[ArrayLike, "batch length"] | None,
+        cache: BartCache,
+        attention_mask: Mask[ArrayLike, "batch length"] | None = None,
+        position_ids: Integer[ArrayLike, "#batch length"] | None = None,
+        *,
+        inputs_embeds: Float[Array, "batch length d_model"] | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[CausalLMOutputWithCrossAttentions, BartCache]:
+        """Runs the decoder on the tokens that follow those in `cache`, any number of them.
+
+        The arguments, the results and the errors are those of `BartModel.decode`.
+        """
+        show = Show(output_attentions, output_hidden_states)
+        decoded, next_cache = self._run_decoder(
+            input_ids, inputs_embeds, attention_mask, position_ids, cache, show, key
+        )
+        return self._decoder_output(decoded, cache.source, show), next_cache
+
+    def __call__(
+        self,
+        input_ids: Integer[ArrayLike, "batch length"] | None = None,
+        attention_mask: Mask[ArrayLike, "batch length"] | None = None,
+        encoder_hidden_states: Float[Array, "batch source d_model"] | None = None,
+        encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
+        position_ids: Integer[ArrayLike, "#batch length"] | None = None,
+        *,
+        inputs_embeds: Float[Array, "batch length d_model"] | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Runs the decoder on all tokens at once.
+
+        The arguments, the results and the errors are those of `BartModel.decode`, but
+        that the encoder's states are optional: without them no layer attends to any.
+        """
+        source = None
+        if encoder_hidden_states is not None:
+            source = make_source(encoder_hidden_states, encoder_attention_mask)
+        elif encoder_attention_mask is not None:
+            raise ValueError(
+                "There is an encoder_attention_mask but no encoder_hidden_states."
+            )
+        show = Show(output_attentions, output_hidden_states)
+        decoded, _ = self._run_decoder(
+            input_ids, inputs_embeds, attention_mask, position_ids, source, show, key
+        )
+        return self._decoder_output(decoded, source, show)
+
+    def _run_decoder(
+        self,
+        input_ids: Integer[ArrayLike, "batch length"] | None,
+        inputs_embeds: Float[Array, "batch length d_model"] | None,
+        attention_mask: Mask[ArrayLike, "batch length"] | None,
+        position_ids: Integer[ArrayLike, "#batch length"] | None,
+        before: Any,
+        show: Show,
+        key: PRNGKeyArray | None,
+    ) -> Any:
+        """The decoder's outputs after `before`, a source or a cache, and the next cache."""
+        inputs_embeds = embed_inputs(
+            self._decoder_embed_tokens, input_ids, inputs_embeds, "input_ids"
+        )
+        return run_decoder(
+            self._decoder,
+            self.config,
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            before,
+            show=Show(show.attentions or self._needs_attentions, show.hidden_states),
+            key=key,
+        )
+
+    def _described_config(self) -> BartConfig:
+        return dataclasses.replace(
+            self.config,
+            decoder_layers=len(self._decoder.layers),
+            vocab_size=self.vocab_size,
+            max_position_embeddings=self.max_positions,
+        )
+
+    def encode_source(self, inputs: GenerationInputs) -> GenerationInputs:
+        """See `GenerationMixin.encode_source`: there is nothing to encode."""
+        states = inputs.encoder_outputs
+        if states is not None:
+            mask = inputs.encoder_attention_mask
+            states = generation_source(states, mask, None)
+        return GenerationInputs(inputs.prompt, inputs.input_ids, states)
+
+    def generate(
+        self,
+        input_ids: Integer[ArrayLike, "batch prompt"],
+        attention_mask: Mask[ArrayLike, "batch prompt"] | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        encoder_hidden_states: Float[ArrayLike, "batch source d_model"] | None = None,
+        encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        key: PRNGKeyArray | None = None,
+        **overrides: Any,
+    ) -> GenerationOutput:
+        """Continues `input_ids`; see `BartForConditionalGeneration.generate`.
+
+        **Arguments:**
+
+        - `input_ids`, `attention_mask`: the prompt. Without a mask, `pad_token_id` is
+            padding, unless it is an `eos_token_id` too, as in HF.
+        - `encoder_hidden_states`, `encoder_attention_mask`: what the decoder attends to,
+            if it is to attend to anything.
+        - the others, results and errors: as there. Settings about the source are about
+            the prompt here, as in HF.
+        """
+        return self._generate(
+            self._generation_call(
+                input_ids,
+                attention_mask,
+                generation_config,
+                encoder_hidden_states=encoder_hidden_states,
+                encoder_attention_mask=encoder_attention_mask,
+                logits_processors=logits_processors,
+                key=key,
+                **overrides,
+            )
+        )
+
+    def _generation_call(
+        self,
+        input_ids: Integer[ArrayLike, "batch prompt"],
+        attention_mask: Mask[ArrayLike, "batch prompt"] | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        encoder_hidden_states: Float[ArrayLike, "batch source d_model"] | None = None,
+        encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        key: PRNGKeyArray | None = None,
+        **overrides: Any,
+    ) -> GenerationCall:
+        refuse_overrides(self, "generate", "__call__", "decode", "init_cache")
+        config = self.generation_config.updated(generation_config, overrides)
+        pad = config.pad_token_id
+        if attention_mask is None and pad not in (None, *as_id_tuple(config.eos_token_id)):
+            attention_mask = input_ids != pad
+        names = ("input_ids", "attention_mask")
+        prompt = masked_ids(input_ids, attention_mask, self.vocab_size, names)
+        mask = None
+        if encoder_hidden_states is not None:
+            mask = encoder_mask(
+                encoder_hidden_states, encoder_attention_mask, "encoder_attention_mask"
+            )
+        inputs = GenerationInputs(prompt, prompt, encoder_hidden_states, mask)
+        return self._checked_call(inputs, config, logits_processors, key)

@@ -1,0 +1,220 @@
+"""BART with a language-modelling head, encoder and decoder."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Integer, PRNGKeyArray
+
+from ..config import BartConfig
+from ..generation.config import GenerationConfig
+from ..generation.inputs import (
+    align_left,
+    encoder_mask,
+    GenerationInputs,
+    masked_ids,
+    with_start_token,
+)
+from ..generation.logits_process import LogitsProcessor
+from ..generation.mixin import GenerationCall
+from ..generation.output import GenerationOutput
+from ..nn.buffer import Buffer
+from ..nn.checks import ArrayLike, Mask
+from ..nn.embedding import Embedding
+from ..nn.layer import Show, Source
+from ..nn.linear import AbstractLinear
+from .bart import BartModel
+from .decoder import BartDecoder
+from .language_model import (
+    AbstractLMHead,
+    generation_source,
+    LanguageModel,
+    new_lm_head,
+    Projection,
+)
+from .outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+    Seq2SeqLMOutput,
+)
+from .seq2seq import AbstractTrunk, refuse_overrides, seq2seq_states, Seq2SeqModel
+
+
+class BartForConditionalGeneration(
+    LanguageModel, Seq2SeqModel[Seq2SeqLMOutput, CausalLMOutputWithCrossAttentions]
+):
+    """BART with a language-modelling head, for summarisation, translation and the like.
+
+    `lm_head` is `None` where it is tied to the token embeddings, `model.shared`; an
+    `AbstractLMHead` of your own may take its place.
+    `final_logits_bias` is added to the logits; it is a buffer, which nothing trains.
+    `generation_config` has the defaults of `generate`.
+
+    Source: HF's `BartForConditionalGeneration`.
+    """
+
+    model: BartModel
+    lm_head: AbstractLinear | AbstractLMHead | None
+    final_logits_bias: Buffer
+    config: BartConfig
+    generation_config: GenerationConfig
+
+    def __init__(
+        self,
+        config: BartConfig,
+        generation_config: GenerationConfig | None = None,
+        *,
+        key: PRNGKeyArray,
+    ):
+        """Draws the weights at random; see `BartModel`."""
+        model_key, head_key = jax.random.split(key)
+        self.model = BartModel(config, key=model_key)
+        self.lm_head = new_lm_head(config, key=head_key)
+        self.final_logits_bias = Buffer(jnp.zeros((1, config.vocab_size)))
+        self.config = config
+        self.generation_config = generation_config or GenerationConfig.from_model_config(
+            config
+        )
+
+    @property
+    def _trunk(self) -> AbstractTrunk:
+        return self.model
+
+    @property
+    def _decoder(self) -> BartDecoder:
+        return self.model.decoder
+
+    @property
+    def _decoder_embed_tokens(self) -> Embedding:
+        return self.model.decoder_embed_tokens
+
+    @property
+    def projection(self) -> Projection:
+        """What makes logits of the trunk's last hidden state."""
+        return Projection(self._tied_head, self.final_logits_bias)
+
+    def _output(
+        self,
+        decoded: BaseModelOutputWithCrossAttentions,
+        encoded: BaseModelOutput,
+        source: Source,
+        show: Show,
+        *,
+        key: PRNGKeyArray | None,
+    ) -> Seq2SeqLMOutput:
+        return Seq2SeqLMOutput(
+            logits=self._logits(decoded, source), **seq2seq_states(decoded, encoded, show)
+        )
+
+    def encode_source(self, inputs: GenerationInputs) -> GenerationInputs:
+        """See `GenerationMixin.encode_source`."""
+        states, mask = inputs.encoder_outputs, inputs.encoder_attention_mask
+        input_ids, offset = inputs.input_ids, inputs.source_offset
+        if states is None:
+            input_ids, offset = align_left(jnp.asarray(input_ids))
+            mask = input_ids >= 0
+            embeds = self.model.encoder_embed_tokens.lookup(jnp.maximum(input_ids, 0))
+            states = self.encode(None, mask, inputs_embeds=embeds)
+        if isinstance(states, BaseModelOutput):
+            states = generation_source(states.last_hidden_state, mask, input_ids)
+        return GenerationInputs(inputs.prompt, input_ids, states, mask, offset)
+
+    def generate(
+        self,
+        input_ids: Integer[ArrayLike, "batch source"] | None = None,
+        attention_mask: Mask[ArrayLike, "batch source"] | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        encoder_outputs: Any = None,
+        decoder_input_ids: Integer[ArrayLike, "batch prompt"] | None = None,
+        decoder_attention_mask: Mask[ArrayLike, "batch prompt"] | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        key: PRNGKeyArray | None = None,
+        **overrides: Any,
+    ) -> GenerationOutput:
+        """Generates token ids from `input_ids`: greedy search, sampling, beam search or
+        beam sampling, as the settings say.
+
+        The encoder and the whole loop are one compiled program. Outside of `jit`, rows and
+        tokens are padded to a power of two, so that inputs of many shapes share a few
+        programs; inside, everything is as it is given. A row's answer depends neither on
+        its neighbours nor on its padding, on whichever side.
+
+        **Arguments:**
+
+        - `input_ids`, `attention_mask`: as `encode` takes them. Padding before a row does
+            not count as positions: the row is read as if it stood alone.
+        - `generation_config`: settings that go before those of the model's own.
+        - `encoder_outputs`: of `encode`, instead of `input_ids`, or beside them where a
+            setting needs both; or what your own layers attend to, any pytree of arrays
+            with a row for each input, which they find as the `source` of their `Context`.
+        - `decoder_input_ids`, `decoder_attention_mask`: what the answers begin with, the
+            start token alone by default. Outside of `jit` the start token is put before
+            them if no row begins with it, as in HF.
+        - `logits_processors`: processors of your own, which apply after those of the
+            settings and before the warpers of sampling.
+        - `key`: for sampling. A row draws by the key, its tokens and, among rows that are
+            alike, its number.
+        - `overrides`: settings by name that go before all others, `num_beams=4` say.
+
+        **Returns** the `GenerationOutput`.
+
+        **Raises** `ValueError` if an id is outside the vocabulary, if a mask leaves nothing
+        of a row, or if a setting is impossible for this model, contradicts another, or is
+        not supported; `TypeError` if there is no such setting. Source: HF's
+        `GenerationMixin.generate`.
+        """
+        return self._generate(
+            self._generation_call(
+                input_ids,
+                attention_mask,
+                generation_config,
+                encoder_outputs=encoder_outputs,
+                decoder_input_ids=decoder_input_ids,
+                decoder_attention_mask=decoder_attention_mask,
+                logits_processors=logits_processors,
+                key=key,
+                **overrides,
+            )
+        )
+
+    def _generation_call(
+        self,
+        input_ids: Integer[ArrayLike, "batch source"] | None = None,
+        attention_mask: Mask[ArrayLike, "batch source"] | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        encoder_outputs: Any = None,
+        decoder_input_ids: Integer[ArrayLike, "batch prompt"] | None = None,
+        decoder_attention_mask: Mask[ArrayLike, "batch prompt"] | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        key: PRNGKeyArray | None = None,
+        **overrides: Any,
+    ) -> GenerationCall:
+        refuse_overrides(self, "generate", "__call__", "decode", "init_cache")
+        config = self.generation_config.updated(generation_config, overrides)
+        start, vocab_size = config.start_token_id, self.vocab_size
+        mask = None
+        if isinstance(encoder_outputs, BaseModelOutput):
+            states = encoder_outputs.last_hidden_state
+            encoder_outputs = BaseModelOutput(states)
+            mask = encoder_mask(states, attention_mask, "attention_mask")
+        if input_ids is not None:
+            names = ("input_ids", "attention_mask")
+            input_ids = masked_ids(input_ids, attention_mask, vocab_size, names)
+        source = jax.tree.leaves((encoder_outputs, input_ids))
+        if not source:
+            raise ValueError("generate needs input_ids or encoder_outputs.")
+        if decoder_input_ids is None:
+            prompt = np.full((len(source[0]), 1), start, np.int32)
+        else:
+            names = ("decoder_input_ids", "decoder_attention_mask")
+            prompt = masked_ids(
+                decoder_input_ids, decoder_attention_mask, vocab_size, names
+            )
+            prompt = with_start_token(prompt, start)
+        inputs = GenerationInputs(prompt, input_ids, encoder_outputs, mask)
+        return self._checked_call(inputs, config, logits_processors, key)

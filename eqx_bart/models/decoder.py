@@ -1,0 +1,175 @@
+"""BART's decoder: Lewis et al. 2019 (arXiv:1910.13461), section 2.1; HF's `BartDecoder`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
+
+from ..config import BartConfig
+from ..nn.attention import causal_mask, padding_mask
+from ..nn.checks import ArrayLike, Mask
+from ..nn.dropout import LayerDrop, split_key
+from ..nn.embedding import (
+    AbstractPositionalEmbedding,
+    embed,
+    Embedding,
+    LearnedPositionalEmbedding,
+)
+from ..nn.layer import Context, Layers, NOTHING, Show
+from ..nn.norm import LayerNorm
+from ..nn.stack import Checkpointing, run_layers
+from .cache import BartCache
+from .layers import BartDecoderLayer
+from .outputs import BaseModelOutputWithCrossAttentions
+
+
+class BartDecoder(eqx.Module):
+    """Embeddings and a stack of layers, as a rule `BartDecoderLayer`s.
+
+    `embed_tokens` is the decoder's own table of token embeddings; an encoder-decoder
+    with tied embeddings keeps one table for all, and its decoder has none.
+    """
+
+    embed_tokens: Embedding | None
+    embed_positions: AbstractPositionalEmbedding
+    layernorm_embedding: LayerNorm
+    layers: Layers
+    dropout: eqx.nn.Dropout
+    layerdrop: LayerDrop
+    checkpointing: Checkpointing | None
+
+    def __init__(
+        self, config: BartConfig, embed_tokens: Embedding | None, *, key: PRNGKeyArray
+    ):
+        """Draws the weights at random, with `config.init_std`."""
+        position_key, *layer_keys = jax.random.split(key, 1 + config.decoder_layers)
+        self.embed_tokens = embed_tokens
+        self.embed_positions = LearnedPositionalEmbedding(
+            config.max_position_embeddings,
+            config.d_model,
+            init_std=config.init_std,
+            key=position_key,
+        )
+        self.layernorm_embedding = LayerNorm(config.d_model)
+        self.layers = tuple(BartDecoderLayer(config, key=key) for key in layer_keys)
+        self.dropout = eqx.nn.Dropout(config.dropout)
+        self.layerdrop = LayerDrop(config.decoder_layerdrop)
+        self.checkpointing = None
+
+    def init_cache(
+        self,
+        config: BartConfig,
+        batch_size: int,
+        num_slots: int,
+        source: Any,
+        *,
+        dtype: jnp.dtype,
+    ) -> BartCache:
+        """An empty cache with `num_slots` slots for each row, made by the layers.
+
+        `source` is what they attend to beside; see `Context`. `config` is that of the
+        model, for `BartCache.check`.
+        """
+        layers = tuple(
+            layer.init_cache(batch_size, num_slots, source, dtype) for layer in self.layers
+        )
+        return BartCache(config, batch_size, num_slots, layers, source)
+
+    def __call__(
+        self,
+        inputs_embeds: Float[Array, "batch length d_model"],
+        attention_mask: Mask[ArrayLike, "batch length"] | None = None,
+        position_ids: Integer[Array, "#batch length"] | None = None,
+        source: Any = None,
+        *,
+        show: Show = NOTHING,
+        key: PRNGKeyArray | None = None,
+    ) -> BaseModelOutputWithCrossAttentions:
+        """Decodes the embeddings of all tokens at once; see `BartModel.decode`, which
+        checks the arguments."""
+        length = inputs_embeds.shape[1]
+        if position_ids is None:
+            position_ids = self.embed_positions.span(0, length)
+        mask = causal_mask(length)
+        if attention_mask is not None:
+            mask = mask & padding_mask(attention_mask)
+        context = Context(mask, position_ids, position_ids, source=source, show=show)
+        return self._run(inputs_embeds, context, None, key=key)[0]
+
+    def step(
+        self,
+        inputs_embeds: Float[Array, "batch new d_model"],
+        cache: BartCache,
+        attention_mask: Mask[ArrayLike, "batch new"] | None = None,
+        position_ids: Integer[Array, "#batch new"] | None = None,
+        *,
+        mask: Bool[Array, "#batch 1 new slots"] | None = None,
+        show: Show = NOTHING,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[BaseModelOutputWithCrossAttentions, BartCache]:
+        """Decodes the embeddings of the tokens that follow those in `cache`.
+
+        `mask` says which slots each of them attends to; by default those before it, as
+        far as `attention_mask` lets them. That the cache has room is for the caller to
+        check; see `BartCache.check`.
+        """
+        num_new = inputs_embeds.shape[1]
+        if position_ids is None:
+            position_ids = self.embed_positions.span(cache.length, num_new)
+            cache = cache.expect(attention_mask)
+        else:
+            cache = cache.expect(attention_mask, position_ids)
+        context = Context(
+            cache.mask(num_new) if mask is None else mask,
+            position_ids,
+            cache.positions,
+            cache.length,
+            cache.source,
+            show,
+        )
+        outputs, layers = self._run(inputs_embeds, context, cache.layers, key=key)
+        assert layers is not None
+        return outputs, cache.advance(layers, num_new)
+
+    def _run(
+        self,
+        inputs_embeds: Float[Array, "batch new d_model"],
+        context: Context,
+        caches: Sequence[Any] | None,
+        *,
+        key: PRNGKeyArray | None,
+    ) -> tuple[BaseModelOutputWithCrossAttentions, tuple[Any, ...] | None]:
+        """Embeds the tokens, and hands them to the layers."""
+        embed_key, *layer_keys = split_key(key, 1 + len(self.layers))
+        embedded = embed(
+            inputs_embeds,
+            self.embed_positions.lookup(context.positions),
+            self.layernorm_embedding,
+            self.dropout,
+            key=embed_key,
+        )
+        outputs = run_layers(
+            self.layers,
+            embedded,
+            context,
+            caches,
+            layerdrop=self.layerdrop,
+            checkpointing=self.checkpointing,
+            keys=layer_keys,
+        )
+        shown = outputs.shown
+        attentions, cross = (
+            shown.pop("attentions", None),
+            shown.pop("cross_attentions", None),
+        )
+        decoded = BaseModelOutputWithCrossAttentions(
+            last_hidden_state=outputs.hidden_states,
+            hidden_states=outputs.all_hidden_states,
+            attentions=attentions,
+            cross_attentions=None if context.source is None else cross,
+            shown=shown or None,
+        )
+        return decoded, outputs.caches

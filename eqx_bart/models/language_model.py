@@ -1,0 +1,211 @@
+"""Heads that make logits, and what both models with one share."""
+
+import abc
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
+
+from ..checkpoint.pretrained import PretrainedModel
+from ..config import BartConfig
+from ..files.errors import CheckpointError
+from ..generation.config import GenerationConfig
+from ..generation.inputs import GenerationInputs
+from ..generation.mixin import GenerationMixin
+from ..nn.buffer import Buffer
+from ..nn.checks import ArrayLike
+from ..nn.embedding import Embedding
+from ..nn.layer import Show, Source
+from ..nn.linear import AbstractLinear, Linear
+from ..nn.matmul import dot_transposed
+from .cache import BartCache
+from .decoder import BartDecoder
+from .outputs import (
+    Attentions,
+    BaseModelOutputWithCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+)
+
+
+class Projection(eqx.Module):
+    """From hidden states to logits: by a linear map or, where that is tied, by the token
+    embeddings, and with `final_logits_bias` where there is one."""
+
+    lm_head: AbstractLinear | Embedding
+    final_logits_bias: Buffer | None = None
+
+    def __call__(
+        self, hidden_states: Float[Array, "batch length d_model"]
+    ) -> Float[Array, "batch length vocab"]:
+        """The logits, in the dtype of the hidden states."""
+        logits = self._product(hidden_states)
+        if self.final_logits_bias is not None:
+            logits = logits + self.final_logits_bias.value.astype(logits.dtype)
+        return logits
+
+    def _product(self, hidden_states: Array) -> Array:
+        if isinstance(self.lm_head, AbstractLinear):
+            return self.lm_head(hidden_states)
+        batch, length, d_model = hidden_states.shape
+        rows = hidden_states.reshape(batch * length, d_model)
+        logits = dot_transposed(rows, self.lm_head.weight).astype(hidden_states.dtype)
+        return logits.reshape(batch, length, logits.shape[-1])
+
+
+class AbstractLMHead(eqx.Module):
+    """A head that makes logits of more than the last hidden states: of where the decoder
+    attends, of what the source says. It takes the place of `lm_head`, and the model itself,
+    `decode`, losses and `generate` all go through it.
+
+    - `needs_attentions`: whether it reads attention weights.
+    """
+
+    needs_attentions: eqx.AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        decoded: BaseModelOutputWithCrossAttentions,
+        source: Any,
+        projection: Projection,
+    ) -> Float[Array, "batch new vocab"]:
+        """The logits of the token after each of the new ones.
+
+        **Arguments:**
+
+        - `decoded`: the decoder's outputs for the new tokens.
+        - `source`: what they attend to, a `Source` as a rule. Its `input_ids` are there in
+            a call of the model, in `generate` with `input_ids`, and where the caller gave
+            them to `init_cache` or `decode`.
+        - `projection`: BART's own head, by the token embeddings.
+        """
+
+
+def new_lm_head(config: BartConfig, *, key: PRNGKeyArray) -> Linear | None:
+    """A head with weights of its own, or `None` where the config ties them."""
+    if config.tie_word_embeddings:
+        return None
+    return Linear(
+        config.d_model,
+        config.vocab_size,
+        use_bias=False,
+        init_std=config.init_std,
+        key=key,
+    )
+
+
+class LanguageModel(PretrainedModel, GenerationMixin):
+    """What both models with a language-modelling head share: the head, and generation."""
+
+    lm_head: eqx.AbstractVar[AbstractLinear | AbstractLMHead | None]
+
+    @property
+    @abc.abstractmethod
+    def _decoder(self) -> BartDecoder:
+        """The decoder."""
+
+    @property
+    @abc.abstractmethod
+    def _decoder_embed_tokens(self) -> Embedding:
+        """The decoder's token embeddings."""
+
+    @property
+    @abc.abstractmethod
+    def projection(self) -> Projection:
+        """What makes logits of the last hidden state."""
+
+    @property
+    def _tied_head(self) -> AbstractLinear | Embedding:
+        """The linear map of the projection, or the table that it is tied to."""
+        head = self.lm_head
+        return head if isinstance(head, AbstractLinear) else self._decoder_embed_tokens
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens."""
+        return self._decoder_embed_tokens.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence, in tokens."""
+        return self._decoder.embed_positions.max_positions
+
+    @property
+    def _needs_attentions(self) -> bool:
+        return isinstance(self.lm_head, AbstractLMHead) and self.lm_head.needs_attentions
+
+    def _logits(
+        self, decoded: BaseModelOutputWithCrossAttentions, source: Any
+    ) -> Float[Array, "batch new vocab"]:
+        if isinstance(self.lm_head, AbstractLMHead):
+            return self.lm_head(decoded, source, self.projection)
+        return self.projection(decoded.last_hidden_state)
+
+    def _decoder_output(
+        self, decoded: BaseModelOutputWithCrossAttentions, source: Any, show: Show
+    ) -> CausalLMOutputWithCrossAttentions:
+        return CausalLMOutputWithCrossAttentions(
+            logits=self._logits(decoded, source),
+            hidden_states=decoded.hidden_states,
+            attentions=decoded.attentions if show.attentions else None,
+            cross_attentions=decoded.cross_attentions if show.attentions else None,
+            shown=decoded.shown,
+        )
+
+    def init_generation_cache(self, inputs: GenerationInputs, num_slots: int) -> BartCache:
+        """See `GenerationMixin.init_generation_cache`."""
+        source = inputs.encoder_outputs
+        dtype = self._decoder_embed_tokens.weight.dtype
+        if isinstance(source, Source):
+            dtype = source.hidden_states.dtype
+        return self._decoder.init_cache(
+            self.config, len(inputs.prompt), num_slots, source, dtype=dtype
+        )
+
+    def generation_step(
+        self,
+        tokens: Integer[Array, "batch new"],
+        cache: BartCache,
+        position_ids: Integer[Array, "batch new"],
+        mask: Bool[Array, "batch 1 new slots"],
+        output_attentions: bool,  # noqa: FBT001
+    ) -> tuple[Float[Array, "batch new vocab"], Attentions | None, BartCache]:
+        """See `GenerationMixin.generation_step`."""
+        decoded, cache = self._decoder.step(
+            self._decoder_embed_tokens.lookup(tokens),
+            cache,
+            position_ids=position_ids,
+            mask=mask,
+            show=Show(output_attentions or self._needs_attentions),
+        )
+        return self._logits(decoded, cache.source), decoded.cross_attentions, cache
+
+    @classmethod
+    def _read_settings(cls, directory: Path, config: BartConfig) -> dict[str, Any]:
+        if (directory / "generation_config.json").is_file():
+            return {"generation_config": GenerationConfig.from_pretrained(directory)}
+        try:
+            return {"generation_config": GenerationConfig.from_model_config(config)}
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise CheckpointError(f"config.json at {directory}: {error}") from error
+
+    def _settings(self) -> dict[str, Any]:
+        return {"generation_config": self.generation_config}
+
+    def _write_settings(self, directory: Path) -> None:
+        self.generation_config.save_pretrained(directory)
+
+
+def generation_source(
+    states: Float[ArrayLike, "batch source d_model"],
+    mask: Bool[ArrayLike, "batch source"] | None,
+    input_ids: Integer[ArrayLike, "batch source"] | None,
+) -> Source:
+    """The `Source` of a generation, of whose `input_ids` padding is -1."""
+    return Source(
+        jnp.asarray(states),
+        None if mask is None else jnp.asarray(mask),
+        None if input_ids is None else jnp.maximum(jnp.asarray(input_ids), 0),
+    )

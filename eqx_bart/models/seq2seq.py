@@ -1,0 +1,471 @@
+"""What all encoder-decoders share: `encode`, `init_cache`, `decode` and `__call__`."""
+
+import abc
+import dataclasses
+from typing import Any, Generic, overload, TypeVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer, PRNGKeyArray
+
+from ..checkpoint.pretrained import PretrainedModel
+from ..config import BartConfig
+from ..nn.checks import ArrayLike, as_indices, Mask
+from ..nn.dropout import split_key
+from ..nn.embedding import Embedding
+from ..nn.layer import Show, Source
+from ..nn.output import ModelOutput
+from .cache import BartCache, check_max_length
+from .decoder import BartDecoder
+from .encoder import BartEncoder
+from .outputs import BaseModelOutput, BaseModelOutputWithCrossAttentions
+
+
+OutputT = TypeVar("OutputT", bound=ModelOutput)
+DecodedT = TypeVar("DecodedT", bound=ModelOutput)
+
+#: The label that losses ignore.
+IGNORE_INDEX = -100
+
+
+def shift_tokens_right(
+    input_ids: Integer[ArrayLike, "batch length"],
+    pad_token_id: int | None,
+    decoder_start_token_id: int | None,
+) -> Integer[Array, "batch length"]:
+    """The decoder's input for the target `input_ids`: the start token, then all but the
+    last of them. `IGNORE_INDEX` becomes padding.
+
+    **Raises** `ValueError` if either token id is `None`. Source: HF's function.
+    """
+    if pad_token_id is None or decoder_start_token_id is None:
+        raise ValueError(
+            "shift_tokens_right needs pad_token_id and decoder_start_token_id; they are "
+            f"{pad_token_id} and {decoder_start_token_id}."
+        )
+    shifted = jnp.roll(as_indices(input_ids), 1, axis=1)
+    shifted = shifted.at[:, :1].set(decoder_start_token_id)
+    return jnp.where(shifted == IGNORE_INDEX, pad_token_id, shifted)
+
+
+def embed_inputs(
+    embed_tokens: Embedding,
+    input_ids: Integer[ArrayLike, "batch length"] | None,
+    inputs_embeds: Float[Array, "batch length d_model"] | None,
+    name: str,
+) -> Float[Array, "batch length d_model"]:
+    """The embeddings of `input_ids`, or `inputs_embeds`, whichever is given.
+
+    **Raises** `ValueError` unless just one of them is; `name` is what the message calls
+    the ids.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        other = name.replace("input_ids", "inputs_embeds")
+        given = "neither" if input_ids is None else "both"
+        raise ValueError(f"Pass either {name} or {other}, not {given}.")
+    if inputs_embeds is None:
+        assert input_ids is not None
+        inputs_embeds = embed_tokens(input_ids, name)
+    if inputs_embeds.shape[1] == 0:
+        raise ValueError(f"{name} are empty: a sequence needs at least one token.")
+    return inputs_embeds
+
+
+def source_for_cache(
+    batch_size: int,
+    hidden_states: Float[Array, "_ source d_model"],
+    attention_mask: Mask[ArrayLike, "..."] | None,
+    input_ids: Integer[ArrayLike, "..."] | None = None,
+) -> Source:
+    """What an encoder has made of its input, for a cache of `batch_size` rows.
+
+    **Raises** `ValueError` if the states and the mask do not fit one another, or the rows.
+    """
+    shape = hidden_states.shape[:2]
+    mask_shape = shape if attention_mask is None else attention_mask.shape
+    if not shape == mask_shape == (batch_size, shape[1]):
+        raise ValueError(
+            f"For batch={batch_size}, the encoder's states are [batch, source]="
+            f"{list(shape)} and their attention_mask is {list(mask_shape)}."
+        )
+    return make_source(hidden_states, attention_mask, input_ids)
+
+
+def make_source(
+    hidden_states: Float[Array, "batch source d_model"],
+    attention_mask: Mask[ArrayLike, "..."] | None,
+    input_ids: Integer[ArrayLike, "..."] | None = None,
+) -> Source:
+    """A `Source` of what users give."""
+    return Source(
+        hidden_states,
+        None if attention_mask is None else jnp.asarray(attention_mask, bool),
+        None if input_ids is None else as_indices(input_ids),
+    )
+
+
+def refuse_overrides(model: Any, used: str, *unused: str) -> None:
+    """**Raises** `TypeError` if the class of `model` overrides a method that is `unused`,
+    where the user calls `used` and would expect the override to count."""
+    for name in unused:
+        method = getattr(type(model), name)
+        if not method.__module__.startswith(f"{__name__.partition('.')[0]}."):
+            raise TypeError(
+                f"{type(model).__name__} overrides {name}, and {used} does not go by it. "
+                "Change what both use instead: a layer, an attention, or the lm_head, as "
+                "an AbstractLMHead."
+            )
+
+
+class AbstractTrunk(eqx.Module):
+    """An encoder and a decoder."""
+
+    shared: eqx.AbstractVar[Embedding]
+    encoder: eqx.AbstractVar[BartEncoder]
+    decoder: eqx.AbstractVar[BartDecoder]
+
+    @property
+    def encoder_embed_tokens(self) -> Embedding:
+        """The encoder's table of token embeddings, its own or the shared one."""
+        return self.encoder.embed_tokens or self.shared
+
+    @property
+    def decoder_embed_tokens(self) -> Embedding:
+        """The decoder's table of token embeddings, its own or the shared one."""
+        return self.decoder.embed_tokens or self.shared
+
+
+class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
+    """An encoder-decoder, with or without a head."""
+
+    @property
+    @abc.abstractmethod
+    def _trunk(self) -> AbstractTrunk:
+        """The encoder and the decoder."""
+
+    @property
+    @abc.abstractmethod
+    def _needs_attentions(self) -> bool:
+        """Whether the head reads attention weights."""
+
+    @abc.abstractmethod
+    def _output(
+        self,
+        decoded: BaseModelOutputWithCrossAttentions,
+        encoded: BaseModelOutput,
+        source: Source,
+        show: Show,
+        *,
+        key: PRNGKeyArray | None,
+    ) -> OutputT:
+        """What `__call__` makes of the trunk's outputs."""
+
+    @abc.abstractmethod
+    def _decoder_output(
+        self, decoded: BaseModelOutputWithCrossAttentions, source: Source, show: Show
+    ) -> DecodedT:
+        """What `decode` makes of the decoder's outputs."""
+
+    def encode(
+        self,
+        input_ids: Integer[ArrayLike, "batch source"] | None = None,
+        attention_mask: Mask[ArrayLike, "batch source"] | None = None,
+        position_ids: Integer[ArrayLike, "#batch source"] | None = None,
+        *,
+        inputs_embeds: Float[Array, "batch source d_model"] | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> BaseModelOutput:
+        """Runs the encoder.
+
+        **Arguments:**
+
+        - `input_ids`: tokens, in `[0, vocab_size)`; or `inputs_embeds`, their embeddings.
+        - `attention_mask`: 1 or True for tokens, 0 or False for padding; all 1 by default.
+        - `position_ids`: 0, 1, 2, ... by default, whatever the mask.
+        - `output_attentions`, `output_hidden_states`: whether to return these as well.
+        - `key`: for dropout and LayerDrop; needed in training mode only.
+
+        **Returns** the hidden states.
+
+        **Raises** `ValueError` if an id or a position is outside its table, `RuntimeError`
+        if a key is missing.
+        """
+        trunk = self._trunk
+        inputs_embeds = embed_inputs(
+            trunk.encoder_embed_tokens, input_ids, inputs_embeds, "input_ids"
+        )
+        if position_ids is not None:
+            table = trunk.encoder.embed_positions
+            position_ids = table.checked(position_ids, "position_ids")
+        show = Show(output_attentions, output_hidden_states)
+        return trunk.encoder(
+            inputs_embeds, attention_mask, position_ids, show=show, key=key
+        )
+
+    def init_cache(
+        self,
+        encoder_outputs: BaseModelOutput,
+        max_length: int,
+        attention_mask: Mask[ArrayLike, "batch source"] | None = None,
+        *,
+        input_ids: Integer[ArrayLike, "batch source"] | None = None,
+    ) -> BartCache:
+        """A cache for decoding up to `max_length` tokens from `encoder_outputs`.
+
+        The keys and values of cross-attention are computed here, once.
+
+        **Arguments:**
+
+        - `attention_mask`: the encoder's.
+        - `input_ids`: what the encoder has read, for a head that copies from it.
+
+        **Raises** `ValueError` if the model has no `max_length` positions.
+        """
+        states, decoder = encoder_outputs.last_hidden_state, self._trunk.decoder
+        return decoder.init_cache(
+            self.config,
+            len(states),
+            check_max_length(max_length, decoder.embed_positions.max_positions),
+            source_for_cache(len(states), states, attention_mask, input_ids),
+            dtype=states.dtype,
+        )
+
+    @overload
+    def decode(
+        self,
+        decoder_input_ids: Integer[ArrayLike, "batch target"] | None = None,
+        cache: None = None,
+        decoder_attention_mask: Mask[ArrayLike, "batch target"] | None = None,
+        decoder_position_ids: Integer[ArrayLike, "#batch target"] | None = None,
+        *,
+        encoder_outputs: BaseModelOutput,
+        encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
+        encoder_input_ids: Integer[ArrayLike, "batch source"] | None = None,
+        decoder_inputs_embeds: Float[Array, "batch target d_model"] | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> DecodedT: ...
+
+    @overload
+    def decode(
+        self,
+        decoder_input_ids: Integer[ArrayLike, "batch target"] | None,
+        cache: BartCache,
+        decoder_attention_mask: Mask[ArrayLike, "batch target"] | None = None,
+        decoder_position_ids: Integer[ArrayLike, "#batch target"] | None = None,
+        *,
+        decoder_inputs_embeds: Float[Array, "batch target d_model"] | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[DecodedT, BartCache]: ...
+
+    def decode(
+        self,
+        decoder_input_ids: Integer[ArrayLike, "batch target"] | None = None,
+        cache: BartCache | None = None,
+        decoder_attention_mask: Mask[ArrayLike, "batch target"] | None = None,
+        decoder_position_ids: Integer[ArrayLike, "#batch target"] | None = None,
+        *,
+        encoder_outputs: BaseModelOutput | None = None,
+        encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
+        encoder_input_ids: Integer[ArrayLike, "batch source"] | None = None,
+        decoder_inputs_embeds: Float[Array, "batch target d_model"] | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> DecodedT | tuple[DecodedT, BartCache]:
+        """Runs the decoder: on all tokens at once, or on the next ones, with a cache.
+
+        **Arguments:**
+
+        - `decoder_input_ids`: tokens, in `[0, vocab_size)`; or `decoder_inputs_embeds`,
+            their embeddings. With a cache, any number of tokens that follow those in it.
+        - `cache`: from `init_cache`, or from the previous call.
+        - `decoder_attention_mask`: which of these tokens may be attended to, by them and
+            by all that follow.
+        - `decoder_position_ids`: by default the positions follow one another from 0, or
+            from where the cache ends, whatever the mask.
+        - `encoder_outputs`, `encoder_attention_mask`: what `encode` returned and the mask
+            it was given. For use without a cache: a cache has both.
+        - `encoder_input_ids`: what `encode` was given, for a head that copies from it.
+        - `output_attentions`, `output_hidden_states`, `key`: as in `encode`.
+
+        **Returns** the decoder's outputs, with the head's if it reads them alone; with a
+        cache, these and the next cache.
+
+        **Raises** `ValueError` if an id or a position is outside its table, or if the
+        tokens do not fit the cache; `RuntimeError` if a key is missing.
+        """
+        if (cache is None) == (encoder_outputs is None):
+            raise ValueError(
+                "decode takes either a cache from init_cache or the encoder_outputs of "
+                f"encode; it was given {'neither' if cache is None else 'both'}."
+            )
+        is_said_again = encoder_attention_mask is not None or encoder_input_ids is not None
+        if cache is not None and is_said_again:
+            raise ValueError(
+                "A cache knows the encoder's attention_mask from init_cache, and its "
+                "input_ids: give them there, not to decode."
+            )
+        show = Show(output_attentions, output_hidden_states)
+        before: Any = cache
+        if encoder_outputs is not None:
+            before = make_source(
+                encoder_outputs.last_hidden_state, encoder_attention_mask, encoder_input_ids
+            )
+        decoded, next_cache = self._decode(
+            decoder_input_ids,
+            decoder_inputs_embeds,
+            decoder_attention_mask,
+            decoder_position_ids,
+            before,
+            show=show,
+            key=key,
+        )
+        source = before if cache is None else cache.source
+        output = self._decoder_output(decoded, source, show)
+        return output if next_cache is None else (output, next_cache)
+
+    def _decode(
+        self,
+        input_ids: Integer[ArrayLike, "batch target"] | None,
+        inputs_embeds: Float[Array, "batch target d_model"] | None,
+        attention_mask: Mask[ArrayLike, "batch target"] | None,
+        position_ids: Integer[ArrayLike, "#batch target"] | None,
+        before: Source | BartCache | None,
+        *,
+        show: Show,
+        key: PRNGKeyArray | None,
+    ) -> tuple[BaseModelOutputWithCrossAttentions, BartCache | None]:
+        """The decoder's outputs for all tokens, given a source; or for the next ones, given
+        a cache, and the next cache."""
+        trunk = self._trunk
+        inputs_embeds = embed_inputs(
+            trunk.decoder_embed_tokens, input_ids, inputs_embeds, "decoder_input_ids"
+        )
+        return run_decoder(
+            trunk.decoder,
+            self.config,
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            before,
+            show=Show(show.attentions or self._needs_attentions, show.hidden_states),
+            key=key,
+        )
+
+    def __call__(
+        self,
+        input_ids: Integer[ArrayLike, "batch source"] | None = None,
+        attention_mask: Mask[ArrayLike, "batch source"] | None = None,
+        decoder_input_ids: Integer[ArrayLike, "batch target"] | None = None,
+        decoder_attention_mask: Mask[ArrayLike, "batch target"] | None = None,
+        position_ids: Integer[ArrayLike, "#batch source"] | None = None,
+        decoder_position_ids: Integer[ArrayLike, "#batch target"] | None = None,
+        *,
+        inputs_embeds: Float[Array, "batch source d_model"] | None = None,
+        decoder_inputs_embeds: Float[Array, "batch target d_model"] | None = None,
+        encoder_outputs: BaseModelOutput | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> OutputT:
+        """Encodes and decodes.
+
+        The arguments are those of `encode` and `decode`. The decoder's input is by
+        default the encoder's, shifted right by one. `encoder_outputs` replaces a run of
+        the encoder; the `attention_mask` is still needed.
+        """
+        refuse_overrides(self, "__call__", "decode")
+        encoder_key, decoder_key, head_key = split_key(key, 3)
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError(
+                    "Without input_ids there is no default for the decoder's input: pass "
+                    "decoder_input_ids or decoder_inputs_embeds."
+                )
+            decoder_input_ids = shift_tokens_right(
+                input_ids, self.config.pad_token_id, self.config.decoder_start_token_id
+            )
+        if encoder_outputs is None:
+            encoder_outputs = self.encode(
+                input_ids,
+                attention_mask,
+                position_ids,
+                inputs_embeds=inputs_embeds,
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
+                key=encoder_key,
+            )
+        show = Show(output_attentions, output_hidden_states)
+        source = make_source(encoder_outputs.last_hidden_state, attention_mask, input_ids)
+        decoded, _ = self._decode(
+            decoder_input_ids,
+            decoder_inputs_embeds,
+            decoder_attention_mask,
+            decoder_position_ids,
+            source,
+            show=show,
+            key=decoder_key,
+        )
+        return self._output(decoded, encoder_outputs, source, show, key=head_key)
+
+    def _described_config(self) -> BartConfig:
+        trunk = self._trunk
+        return dataclasses.replace(
+            self.config,
+            encoder_layers=len(trunk.encoder.layers),
+            decoder_layers=len(trunk.decoder.layers),
+            vocab_size=trunk.shared.vocab_size,
+            max_position_embeddings=trunk.decoder.embed_positions.max_positions,
+        )
+
+
+def run_decoder(
+    decoder: BartDecoder,
+    config: BartConfig,
+    inputs_embeds: Float[Array, "batch target d_model"],
+    attention_mask: Mask[ArrayLike, "batch target"] | None,
+    position_ids: Integer[ArrayLike, "#batch target"] | None,
+    before: Source | BartCache | None,
+    *,
+    show: Show,
+    key: PRNGKeyArray | None,
+) -> tuple[BaseModelOutputWithCrossAttentions, BartCache | None]:
+    """The decoder's outputs for all tokens, given a source or none; or for those that
+    follow a cache, and the next cache.
+
+    **Raises** `ValueError` if a position is outside the table, or if the tokens do not fit
+    the cache.
+    """
+    if position_ids is not None:
+        position_ids = decoder.embed_positions.checked(position_ids, "decoder_position_ids")
+    if isinstance(before, BartCache):
+        cache = before.check(config, *inputs_embeds.shape[:2])
+        return decoder.step(
+            inputs_embeds, cache, attention_mask, position_ids, show=show, key=key
+        )
+    decoded = decoder(
+        inputs_embeds, attention_mask, position_ids, before, show=show, key=key
+    )
+    return decoded, None
+
+
+def seq2seq_states(
+    decoded: BaseModelOutputWithCrossAttentions, encoded: BaseModelOutput, show: Show
+) -> dict[str, Any]:
+    """The fields that all encoder-decoders return beside their own, by HF's names."""
+    return {
+        "decoder_hidden_states": decoded.hidden_states,
+        "decoder_attentions": decoded.attentions if show.attentions else None,
+        "cross_attentions": decoded.cross_attentions if show.attentions else None,
+        "decoder_shown": decoded.shown,
+        "encoder_last_hidden_state": encoded.last_hidden_state,
+        "encoder_hidden_states": encoded.hidden_states,
+        "encoder_attentions": encoded.attentions,
+        "encoder_shown": encoded.shown,
+    }

@@ -1,0 +1,204 @@
+"""Multi-head attention: the contract, BART's, and the masks that it takes. Masks are
+boolean, True = may attend.
+
+Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.2; HF's `BartAttention`.
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
+
+from .cache import KeyValues
+from .checks import ArrayLike, Mask
+from .linear import AbstractLinear, Linear
+from .matmul import dot_transposed, matmul
+
+
+class AbstractAttention(eqx.Module):
+    """Attention of queries to the keys and values of other tokens, or of the same.
+
+    Self-attention, causal attention and cross-attention, cached or not, are one module:
+    they differ in whose `KeyValues` they are given, and in the mask. The layer calls
+    `key_values` for the tokens that are new, writes the result to the slots of a cache if
+    there is one, and then `__call__` with all slots. So what depends on a token alone and
+    on its position, such as a rotation of its key, is done once, in `key_values`.
+
+    Positions are given for queries and for keys: slots are not positions.
+    """
+
+    @abc.abstractmethod
+    def init_cache(self, batch_size: int, num_slots: int, dtype: jnp.dtype) -> KeyValues:
+        """Slots for the keys and values of `num_slots` tokens, in the shapes in which
+        `key_values` makes them."""
+
+    @abc.abstractmethod
+    def key_values(
+        self,
+        states: Float[Array, "batch length d_model"],
+        positions: Integer[Array, "#batch length"],
+    ) -> KeyValues:
+        """The keys and values of tokens with these states, at these positions."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        hidden_states: Float[Array, "batch queries d_model"],
+        positions: Integer[Array, "#batch queries"],
+        key_values: KeyValues,
+        key_positions: Integer[Array, "#batch keys"],
+        mask: Bool[Array, "#batch 1 #queries keys"] | None,
+        *,
+        key: PRNGKeyArray | None,
+    ) -> tuple[
+        Float[Array, "batch queries d_model"],
+        Float[Array, "batch heads queries keys"] | None,
+    ]:
+        """Attends.
+
+        **Arguments:**
+
+        - `hidden_states`, `positions`: of the queries, which are projected here.
+        - `key_values`, `key_positions`: of all slots. What stands in slots that the mask
+            leaves out means nothing.
+        - `mask`: which slots each query may attend to; all of them without one. A query
+            that may attend to none must give something finite.
+        - `key`: for dropout, in training mode.
+
+        **Returns** the new states; and the weights, or `None` where the algorithm does not
+        make them.
+        """
+
+
+class Attention(AbstractAttention):
+    """BART's attention: as many heads for keys and values as for queries, and no notion of
+    positions. Source: HF's `BartAttention`."""
+
+    q_proj: AbstractLinear
+    k_proj: AbstractLinear
+    v_proj: AbstractLinear
+    out_proj: AbstractLinear
+    dropout: eqx.nn.Dropout
+    num_heads: int = eqx.field(static=True)
+    head_dim: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        *,
+        dropout: float,
+        init_std: float,
+        key: PRNGKeyArray,
+    ):
+        """Draws the weights from `N(0, init_std²)`."""
+        q, k, v, out = (
+            Linear(d_model, d_model, init_std=init_std, key=key)
+            for key in jax.random.split(key, 4)
+        )
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = q, k, v, out
+        self.dropout = eqx.nn.Dropout(dropout)
+        self.num_heads = num_heads
+        self.head_dim = d_model // num_heads
+
+    def init_cache(self, batch_size: int, num_slots: int, dtype: jnp.dtype) -> KeyValues:
+        return KeyValues.zeros(batch_size, self.num_heads, num_slots, self.head_dim, dtype)
+
+    def key_values(
+        self,
+        states: Float[Array, "batch length d_model"],
+        positions: Integer[Array, "#batch length"],
+    ) -> KeyValues:
+        return KeyValues(
+            split_heads(self.k_proj(states), self.num_heads),
+            split_heads(self.v_proj(states), self.num_heads),
+        )
+
+    def __call__(
+        self,
+        hidden_states: Float[Array, "batch queries d_model"],
+        positions: Integer[Array, "#batch queries"],
+        key_values: KeyValues,
+        key_positions: Integer[Array, "#batch keys"],
+        mask: Bool[Array, "#batch 1 #queries keys"] | None,
+        *,
+        key: PRNGKeyArray | None,
+    ) -> tuple[
+        Float[Array, "batch queries d_model"], Float[Array, "batch heads queries keys"]
+    ]:
+        query = split_heads(self.q_proj(hidden_states), self.num_heads)
+        attended, weights = dot_product_attention(
+            query, key_values, mask, dropout=self.dropout, key=key
+        )
+        return self.out_proj(merge_heads(attended)), weights
+
+
+def split_heads(
+    x: Float[Array, "batch length d_model"], num_heads: int
+) -> Float[Array, "batch {num_heads} length head_dim"]:
+    """`x` by heads, laid out as products of them are fast."""
+    batch, length, d_model = x.shape
+    return _swap_copy(x.reshape(batch, length, num_heads, d_model // num_heads))
+
+
+def merge_heads(
+    x: Float[Array, "batch heads length head_dim"],
+) -> Float[Array, "batch length d_model"]:
+    """The reverse of `split_heads`."""
+    batch, heads, length, head_dim = x.shape
+    return _swap_copy(x).reshape(batch, length, heads * head_dim)
+
+
+def _swap_copy(x: Float[Array, "batch m n head_dim"]) -> Float[Array, "batch n m head_dim"]:
+    """A copy of `x` with its middle axes swapped. Without the axis of length 1 XLA's CPU
+    backend leaves it where it is, where products of it are slow, and so are gradients."""
+    return x[..., None, :].swapaxes(1, 2).squeeze(-2)
+
+
+def dot_product_attention(
+    query: Float[Array, "batch heads queries head_dim"],
+    key_values: KeyValues,
+    mask: Bool[Array, "#batch 1 #queries keys"] | None,
+    *,
+    bias: Float[Array, "#batch #heads #queries keys"] | None = None,
+    dropout: eqx.nn.Dropout,
+    key: PRNGKeyArray | None,
+) -> tuple[
+    Float[Array, "batch heads queries head_dim"], Float[Array, "batch heads queries keys"]
+]:
+    """Scaled dot-product attention; returns what is attended to, and the weights.
+
+    **Arguments:**
+
+    - `mask`: which keys each query may attend to. A query that may attend to none attends
+        to all alike.
+    - `bias`: what is added to the scaled scores.
+    - `dropout`, `key`: applied to the weights.
+
+    The softmax is computed in float32 or better.
+    """
+    dtype = jnp.result_type(query.dtype, jnp.float32)
+    query = query * query.shape[-1] ** -0.5
+    scores = dot_transposed(query, key_values.keys)
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(dtype).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+    weights = dropout(weights, key=key)
+    attended = matmul(weights, key_values.values)
+    return attended.astype(query.dtype), weights
+
+
+def padding_mask(
+    attention_mask: Mask[ArrayLike, "batch keys"],
+) -> Bool[Array, "batch 1 1 keys"]:
+    """The mask that keeps every query from the padding."""
+    return jnp.asarray(attention_mask, bool)[:, None, None, :]
+
+
+def causal_mask(length: int) -> Bool[Array, "1 1 {length} {length}"]:
+    """The mask that keeps every query from the positions after it."""
+    return jnp.tril(jnp.ones((length, length), bool))[None, None]

@@ -1,0 +1,44 @@
+"""Keys and values: what an attention attends to. Nothing is changed in place."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer
+
+
+class KeyValues(eqx.Module):
+    """What an attention attends to: a key and a value for each slot and head.
+
+    Without a cache a slot is a token; with one, there are slots for tokens to come.
+    """
+
+    keys: Float[Array, "batch heads length head_dim"]
+    values: Float[Array, "batch heads length head_dim"]
+
+    @classmethod
+    def zeros(
+        cls, batch_size: int, heads: int, length: int, head_dim: int, dtype: jnp.dtype
+    ) -> "KeyValues":
+        """Empty slots, to be written to."""
+        zeros = jnp.zeros((batch_size, heads, length, head_dim), dtype)
+        return cls(zeros, zeros)
+
+    def write(self, new: "KeyValues", start: int | Integer[Array, ""]) -> "KeyValues":
+        """These, with `new` written over the slots from `start` on.
+
+        **Raises** `ValueError` if `new` has another batch, other heads or another size of
+        heads. That the slots exist is for the caller to check.
+        """
+
+        def write(old: Array, new: Array) -> Array:
+            for axis, name in enumerate(("batch", "heads", None, "head_dim")):
+                if name and old.shape[axis] != new.shape[axis]:
+                    raise ValueError(
+                        f"The cache holds keys and values of {name}={old.shape[axis]}, and "
+                        f"was given {name}={new.shape[axis]}: an attention writes the "
+                        "shapes that its init_cache makes."
+                    )
+            new = new.astype(old.dtype)
+            return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=2)
+
+        return jax.tree.map(write, self, new)

@@ -1,0 +1,41 @@
+"""What training drops, by key. Single activations are dropped by `equinox.nn.Dropout`."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+
+def split_key(key: PRNGKeyArray | None, num: int) -> list[PRNGKeyArray | None]:
+    """`num` keys from `key`, or `num` times `None` from `None`."""
+    return [None] * num if key is None else list(jax.random.split(key, num))
+
+
+class LayerDrop(eqx.Module):
+    """Skips a whole layer with probability `p` while training.
+
+    Source: Fan et al. 2019, arXiv:1909.11556.
+    """
+
+    p: float
+    inference: bool = False
+
+    def __call__(
+        self,
+        new: Float[Array, "*shape"],
+        old: Float[Array, "*shape"],
+        *,
+        key: PRNGKeyArray | None,
+    ) -> Float[Array, "*shape"]:
+        """`new`, what the layer made of `old`; or `old`, where the layer is dropped.
+
+        **Raises** `RuntimeError` if a key is needed and none is given.
+        """
+        if self.inference or self.p == 0:
+            return new
+        if key is None:
+            raise RuntimeError(
+                "LayerDrop requires a key in training mode: pass key=..., or put the "
+                "model into inference mode with equinox.nn.inference_mode."
+            )
+        return jnp.where(jax.random.bernoulli(key, self.p), old, new)

@@ -1,0 +1,151 @@
+"""Tables of embeddings: of tokens, and of positions."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer, PRNGKeyArray
+
+from .checks import ArrayLike, check_range
+from .norm import LayerNorm
+
+
+#: The row of the position table that holds position 0, a relic of fairseq's padding.
+POSITION_OFFSET = 2
+
+
+class Embedding(eqx.Module):
+    """A table of token embeddings, times `scale` where it is looked up.
+
+    The row of `padding_idx` is looked up like any other but learns nothing from it, as
+    in PyTorch. Source: HF's `BartScaledWordEmbedding`.
+    """
+
+    weight: Float[Array, "vocab d_model"]
+    padding_idx: int | None = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        *,
+        padding_idx: int | None,
+        scale: float,
+        init_std: float,
+        key: PRNGKeyArray,
+    ):
+        """Draws the table from `N(0, init_std²)`, but for a `padding_idx` row of zeros."""
+        weight = init_std * jax.random.normal(key, (vocab_size, d_model))
+        if padding_idx is not None:
+            weight = weight.at[padding_idx].set(0)
+        self.weight = weight
+        self.padding_idx = padding_idx
+        self.scale = scale
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens."""
+        return self.weight.shape[0]
+
+    def __call__(
+        self, ids: Integer[ArrayLike, "batch length"], name: str = "input_ids"
+    ) -> Float[Array, "batch length d_model"]:
+        """Looks `ids` up.
+
+        **Raises** if an id lies outside the table; `name` is what the message calls
+        them. See `eqx_bart.nn.checks.check_range`.
+        """
+        return self.lookup(check_range(ids, self.vocab_size, name, "the vocabulary"))
+
+    def lookup(self, ids: Integer[Array, "*batch"]) -> Float[Array, "*batch d_model"]:
+        """`__call__` for ids that are known to be inside the table."""
+        rows = _rows(self.weight, ids)
+        if self.padding_idx is not None:
+            is_padding = (ids == self.padding_idx)[..., None]
+            rows = jnp.where(is_padding, jax.lax.stop_gradient(rows), rows)
+        return rows if self.scale == 1 else rows * self.scale
+
+
+class AbstractPositionalEmbedding(eqx.Module):
+    """What is added to the embedding of a token for its position.
+
+    Positions that layers learn of otherwise, as rotary ones, leave nothing to add: such a
+    module returns zeros.
+    """
+
+    @property
+    @abc.abstractmethod
+    def max_positions(self) -> int:
+        """How many positions there are, and so the longest sequence, in tokens."""
+
+    @abc.abstractmethod
+    def lookup(
+        self, position_ids: Integer[Array, "#batch length"]
+    ) -> Float[Array, "#batch length #d_model"]:
+        """What is added for positions that are known to lie in `[0, max_positions)`."""
+
+    def span(
+        self, start: int | Integer[Array, ""], length: int
+    ) -> Integer[Array, "1 {length}"]:
+        """The positions `start` to `start + length - 1`.
+
+        **Raises** `ValueError` if `length` exceeds the table. That a traced `start` stays
+        inside it is for the caller to check.
+        """
+        if length > self.max_positions:
+            raise ValueError(
+                f"A sequence of {length} tokens is longer than the position table: "
+                f"max_position_embeddings is {self.max_positions}. Truncate the input."
+            )
+        return (start + jnp.arange(length))[None]
+
+    def checked(
+        self, position_ids: Integer[ArrayLike, "#batch length"], name: str
+    ) -> Integer[Array, "#batch length"]:
+        """The positions, if there are such.
+
+        **Raises** if one lies outside the table, as `Embedding.__call__` does.
+        """
+        return check_range(position_ids, self.max_positions, name, "the position table")
+
+
+class LearnedPositionalEmbedding(AbstractPositionalEmbedding):
+    """A learned embedding for each position; position 0 is row `POSITION_OFFSET`.
+
+    Source: HF's `BartLearnedPositionalEmbedding`.
+    """
+
+    weight: Float[Array, "rows d_model"]
+
+    def __init__(
+        self, max_positions: int, d_model: int, *, init_std: float, key: PRNGKeyArray
+    ):
+        shape = (max_positions + POSITION_OFFSET, d_model)
+        self.weight = init_std * jax.random.normal(key, shape)
+
+    @property
+    def max_positions(self) -> int:
+        return self.weight.shape[0] - POSITION_OFFSET
+
+    def lookup(
+        self, position_ids: Integer[Array, "#batch length"]
+    ) -> Float[Array, "#batch length d_model"]:
+        return _rows(self.weight, position_ids + POSITION_OFFSET)
+
+
+def embed(
+    inputs_embeds: Float[Array, "batch length d_model"],
+    positions: Float[Array, "#batch length #d_model"],
+    layernorm_embedding: LayerNorm,
+    dropout: eqx.nn.Dropout,
+    *,
+    key: PRNGKeyArray | None,
+) -> Float[Array, "batch length d_model"]:
+    """What BART's first layer reads: tokens plus positions, normalised."""
+    return dropout(layernorm_embedding(inputs_embeds + positions), key=key)
+
+
+def _rows(table: Float[Array, "rows width"], ids: Integer[Array, "*batch"]) -> Array:
+    return table.at[ids].get(mode="promise_in_bounds", wrap_negative_indices=False)

@@ -1,0 +1,56 @@
+"""The feed-forward block of a layer: the contract, and BART's."""
+
+import abc
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .activations import ACTIVATIONS
+from .layer import Shown
+from .linear import AbstractLinear, Linear
+
+
+class AbstractFeedForward(eqx.Module):
+    """What a layer does with each position by itself, between its residuals."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, x: Float[Array, "batch length d_model"], *, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, "batch length d_model"], Shown]:
+        """Returns the new states, and what the block has to show: as a rule nothing, `{}`;
+        a balance loss of experts, say. `key` is for dropout, in training mode."""
+
+
+class FeedForward(AbstractFeedForward):
+    """Two linear maps around an activation. Source: Vaswani et al. 2017 (arXiv:1706.03762),
+    section 3.3; `fc1` and `fc2` of HF's `BartEncoderLayer`."""
+
+    fc1: AbstractLinear
+    fc2: AbstractLinear
+    dropout: eqx.nn.Dropout
+    activation_function: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        d_model: int,
+        ffn_dim: int,
+        *,
+        activation_function: str,
+        dropout: float,
+        init_std: float,
+        key: PRNGKeyArray,
+    ):
+        """Draws the weights from `N(0, init_std²)`; `activation_function` is one of
+        `ACTIVATIONS`."""
+        fc1_key, fc2_key = jax.random.split(key)
+        self.fc1 = Linear(d_model, ffn_dim, init_std=init_std, key=fc1_key)
+        self.fc2 = Linear(ffn_dim, d_model, init_std=init_std, key=fc2_key)
+        self.dropout = eqx.nn.Dropout(dropout)
+        self.activation_function = activation_function
+
+    def __call__(
+        self, x: Float[Array, "batch length d_model"], *, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, "batch length d_model"], Shown]:
+        hidden = ACTIVATIONS[self.activation_function](self.fc1(x))
+        return self.fc2(self.dropout(hidden, key=key)), {}

@@ -1,0 +1,202 @@
+"""A layer and what it may know: the contract by which stacks of layers come apart."""
+
+import abc
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
+
+from .attention import AbstractAttention, padding_mask
+from .cache import KeyValues
+
+
+#: What a layer has to show beside its states, by name: `"attentions"`, the weights of its
+#: self-attention, `"cross_attentions"`; and what else it wants the caller of the model to
+#: see, such as a loss.
+Shown = Mapping[str, Array | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """What the caller of a model has asked to see: HF's `output_attentions` and
+    `output_hidden_states`."""
+
+    attentions: bool = False
+    hidden_states: bool = False
+
+
+NOTHING = Show()
+
+
+class Source(eqx.Module):
+    """What an encoder has made of its input, for a decoder's layers and its head.
+
+    - `hidden_states`: the encoder's last ones.
+    - `attention_mask`: which of them may be attended to; all of them without one.
+    - `input_ids`: what the encoder has read, if the caller said so, and -1 for padding.
+    """
+
+    hidden_states: Float[Array, "batch source d_model"]
+    attention_mask: Bool[Array, "batch source"] | None = None
+    input_ids: Integer[Array, "batch source"] | None = None
+
+    @property
+    def mask(self) -> Bool[Array, "batch 1 1 source"] | None:
+        """The mask of attention to these states."""
+        mask = self.attention_mask
+        return None if mask is None else padding_mask(mask)
+
+    @property
+    def positions(self) -> Integer[Array, "1 source"]:
+        """The positions of these states: 0, 1, 2, ..."""
+        return jnp.arange(self.hidden_states.shape[1])[None]
+
+
+class Context(eqx.Module):
+    """What a layer may want to know of the call that it is part of.
+
+    The tokens of a call are its new tokens. What they attend to stands in slots: with a
+    cache, its slots; without one, the new tokens themselves. Slots are not positions: the
+    beams of an input share a cache, and padding shifts rows.
+
+    - `mask`: which slots each new token may attend to; all without one. True = may attend.
+    - `positions`: of the new tokens.
+    - `slot_positions`: of what stands in each slot, or is about to be written there.
+    - `first_slot`: the new tokens are written to this slot and to those after it.
+    - `source`: what a decoder's layers attend to beside: a `Source`; several of them, or
+        what a model of your own makes of its input; `None` without an encoder.
+    - `show`: what the caller has asked to see. What it has not need not be computed.
+    """
+
+    mask: Bool[Array, "#batch 1 #new slots"] | None
+    positions: Integer[Array, "#batch new"]
+    slot_positions: Integer[Array, "#batch slots"]
+    first_slot: int | Integer[Array, ""] = 0
+    source: Any = None
+    show: Show = eqx.field(static=True, default=NOTHING)
+
+
+class AbstractLayer(eqx.Module):
+    """A layer of a stack. It owns its flow: the stack hands it states and a context, and
+    knows nothing of its inside.
+    """
+
+    @abc.abstractmethod
+    def init_cache(
+        self, batch_size: int, num_slots: int, source: Any, dtype: jnp.dtype
+    ) -> Any:
+        """What the layer remembers between calls, before the first: any pytree of arrays,
+        in shapes of its own. `None` for a layer that is never cached, as an encoder's.
+
+        **Arguments:**
+
+        - `num_slots`: how many tokens there is room for.
+        - `source`: as in `Context`. What follows from it alone, such as keys and values
+            of cross-attention, is computed here, once.
+        - `dtype`: of the states.
+        """
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        hidden_states: Float[Array, "batch new d_model"],
+        context: Context,
+        cache: Any,
+        *,
+        key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "batch new d_model"], Any, Shown]:
+        """Runs the layer on new tokens.
+
+        **Arguments:**
+
+        - `hidden_states`: of the new tokens.
+        - `context`: see `Context`.
+        - `cache`: what `init_cache`, or the last call, returned; or `None`, where the new
+            tokens are all that there are.
+        - `key`: for dropout, in training mode.
+
+        **Returns** the new states; the next cache, `None` if there was none; and what
+        there is to show.
+        """
+
+
+def self_attend(
+    attention: AbstractAttention,
+    hidden_states: Float[Array, "batch new d_model"],
+    context: Context,
+    cache: KeyValues | None,
+    *,
+    key: PRNGKeyArray | None,
+) -> tuple[Float[Array, "batch new d_model"], KeyValues | None, Array | None]:
+    """Attention of the new tokens to the slots, their own among them.
+
+    **Returns** what they attend to, the next cache if there was one, and the weights.
+    """
+    key_values = attention.key_values(hidden_states, context.positions)
+    if cache is not None:
+        key_values = cache = cache.write(key_values, context.first_slot)
+    attended, weights = attention(
+        hidden_states,
+        context.positions,
+        key_values,
+        context.slot_positions,
+        context.mask,
+        key=key,
+    )
+    return attended, cache, weights
+
+
+def cross_attend(
+    attention: AbstractAttention,
+    hidden_states: Float[Array, "batch new d_model"],
+    context: Context,
+    source: Source,
+    cache: KeyValues | None,
+    *,
+    key: PRNGKeyArray | None,
+) -> tuple[Float[Array, "batch new d_model"], Array | None]:
+    """Attention of the new tokens to a source, whose keys and values are those of `cache`
+    or, without one, computed here. Returns what they attend to, and the weights."""
+    key_values = cache
+    if key_values is None:
+        key_values = attention.key_values(source.hidden_states, source.positions)
+    return attention(
+        hidden_states,
+        context.positions,
+        key_values,
+        source.positions,
+        source.mask,
+        key=key,
+    )
+
+
+@runtime_checkable
+class Layers(Protocol):
+    """The layers of a stack: a tuple of them, or a module that gives them in order, as
+    `RepeatedLayer` does."""
+
+    def __iter__(self) -> Iterator[AbstractLayer]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+class RepeatedLayer(eqx.Module):
+    """One layer, used `times` times as if there were as many: its weights are trained, and
+    stored, once. Source: Dehghani et al. 2018 (arXiv:1807.03819)."""
+
+    layer: AbstractLayer
+    times: int = eqx.field(static=True)
+
+    def __iter__(self) -> Iterator[AbstractLayer]:
+        return iter([self.layer] * self.times)
+
+    def __len__(self) -> int:
+        return self.times
+
+    def __getitem__(self, index: Any) -> Any:
+        return ([self.layer] * self.times)[index]

@@ -1,0 +1,69 @@
+"""Linear maps: the contract, the plain one, and one with a low-rank adapter."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .matmul import matmul
+from .stored import AbstractUnstorable, INLINED, TRANSPOSED
+
+
+class AbstractLinear(eqx.Module):
+    """A map of the last axis. Every projection of BART is one, and may be replaced by one:
+    with low-rank adapters, in 8 bits, of several devices.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+        """Maps `x`; returns the dtype of `x`."""
+
+
+class Linear(AbstractLinear):
+    """`x @ weight + bias`, accumulated in float32 or better. Source: PyTorch's `nn.Linear`,
+    whose weight is the transpose."""
+
+    weight: Float[Array, "d_in d_out"] = eqx.field(metadata=TRANSPOSED)
+    bias: Float[Array, " d_out"] | None
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        *,
+        use_bias: bool = True,
+        init_std: float,
+        key: PRNGKeyArray,
+    ):
+        """Draws the weight from `N(0, init_std²)`; the bias is zero."""
+        self.weight = init_std * jax.random.normal(key, (d_in, d_out))
+        self.bias = jnp.zeros_like(self.weight[0]) if use_bias else None
+
+    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+        y = matmul(x, self.weight)
+        if self.bias is not None:
+            y = y + self.bias
+        return y.astype(x.dtype)
+
+
+class LowRankLinear(AbstractLinear, AbstractUnstorable):
+    """A linear map with what low-rank adaptation adds to it: `scaling * x @ lora_A @
+    lora_B`. Source: Hu et al. 2021 (arXiv:2106.09685); HF's PEFT."""
+
+    base_layer: AbstractLinear = eqx.field(metadata=INLINED)
+    lora_A: Float[Array, "d_in rank"] = eqx.field(metadata=TRANSPOSED)  # noqa: N815
+    lora_B: Float[Array, "rank d_out"] = eqx.field(metadata=TRANSPOSED)  # noqa: N815
+    scaling: float = eqx.field(static=True)
+
+    @property
+    def remedy(self) -> str:
+        return (
+            "it has adapters, which no checkpoint of the model holds: save "
+            "merge_lora(model), or the adapters alone with save_lora"
+        )
+
+    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+        added = self.scaling * matmul(matmul(x, self.lora_A), self.lora_B)
+        return (self.base_layer(x) + added).astype(x.dtype)

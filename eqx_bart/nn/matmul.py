@@ -1,0 +1,150 @@
+"""Products of matrices, and every trick that makes them fast on a backend.
+
+Weights lie as the hardware likes them: `x @ weight`, so that a weight is `[in, out]`, the
+transpose of what PyTorch stores.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float
+
+
+# Up to here `dot_transposed` has its weight on the left; measured on CPUs.
+_FEW_ROWS = 32
+
+
+def dot_transposed(
+    x: Float[Array, "*batch rows d_in"], weight: Float[Array, "*batch d_out d_in"]
+) -> Float[Array, "*batch rows d_out"]:
+    """`x @ weight.T`, matrix by matrix, in float32 or better.
+
+    XLA's CPU backend copies the right operand of a product into blocks first. For a few
+    rows that takes longer than the product, and so the weight goes to the left; the
+    barrier keeps XLA from turning that round again.
+    """
+    rows = x.shape[-2]
+    if rows == 1:
+        return matmul(x, weight.mT)
+    if rows > _FEW_ROWS:
+        return matmul(x, _transposed(weight))
+    return jax.lax.optimization_barrier(matmul(weight, _transposed(x))).mT
+
+
+def matmul(
+    x: Float[Array, "*rows inner"],
+    y: Float[Array, "inner columns"] | Float[Array, "*batch inner columns"],
+) -> Float[Array, "*rows columns"]:
+    """`x @ y` in float32 or better; `y` is one matrix, or one for each matrix of `x`."""
+    is_half = x.dtype == y.dtype != at_least_float32(x)
+    return (_half_matmul if is_half else _full_matmul)(x, y)
+
+
+@jax.custom_jvp
+def _full_matmul(x: Array, y: Array) -> Array:
+    """`matmul` in float32 or better, with a gradient by `y` that is fast on CPUs."""
+    return _product(x, y)
+
+
+def _full_matmul_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Any, Any]
+) -> tuple[Array, Array]:
+    (x, y), (dx, dy) = primals, tangents
+    terms = []
+    if not isinstance(dx, SymbolicZero):
+        terms.append(_product(jnp.asarray(dx), y))
+    if not isinstance(dy, SymbolicZero):
+        dy = jnp.asarray(dy)
+        terms.append(
+            jax.lax.platform_dependent(x, dy, cpu=_product_by_columns, default=_product)
+            if y.ndim == 2
+            else _product(x, dy)
+        )
+    return _product(x, y), sum(terms[1:], terms[0])
+
+
+_full_matmul.defjvp(_full_matmul_jvp, symbolic_zeros=True)
+
+
+def _product_by_columns(x: Array, y: Array) -> Array:
+    """`x @ y`, whose gradient by `y` is a product of two row-major matrices, the one kind
+    of which XLA's CPU backend has its fastest: of the transpose, copied, of `x` or of the
+    cotangent, whichever is narrower."""
+    dtype = at_least_float32(x, y)
+    if x.shape[-1] <= y.shape[-1]:
+        x_columns = _transposed_copy(x, 0)
+        rows = jnp.tensordot(x_columns, y, (0, 0), preferred_element_type=dtype)
+    else:
+        x_rows, y_columns = x.reshape(-1, x.shape[-1]), _transposed_copy(y, 0)
+        columns = jnp.tensordot(y_columns, x_rows, (1, 1), preferred_element_type=dtype)
+        rows = _transposed_copy(columns, 0)
+    return rows.reshape(*x.shape[:-1], y.shape[-1])
+
+
+@jax.custom_vjp
+def _half_matmul(x: Array, y: Array) -> Array:
+    """`matmul` in half precision, of which gradients are products in half precision too;
+    JAX's own rule makes them float32, and twice as slow."""
+    return _product(x, y)
+
+
+def _half_matmul_forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _product(x, y), (x, y)
+
+
+def _half_matmul_backward(
+    operands: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    x, y = operands
+    cotangent = cotangent.astype(x.dtype)
+    dx = _product(cotangent, _transposed(y))
+    if y.ndim > 2:
+        dy = _product(_transposed(x), cotangent)
+    else:
+        dy = jax.lax.platform_dependent(
+            x, cotangent, cpu=_sum_of_rows, default=_sum_of_matrices
+        )
+    return dx.astype(x.dtype), dy.astype(y.dtype)
+
+
+_half_matmul.defvjp(_half_matmul_forward, _half_matmul_backward)
+
+
+def _sum_of_rows(x: Array, y: Array) -> Array:
+    """The sum of `x.mT @ y` over all matrices, as one product."""
+    return _product(_transposed_copy(x, 0), y.reshape(-1, y.shape[-1]))
+
+
+def _sum_of_matrices(x: Array, y: Array) -> Array:
+    """`_sum_of_rows` for arrays that are spread over devices along any axis."""
+    axes = list(range(x.ndim - 1))
+    return jnp.tensordot(x, y, (axes, axes), preferred_element_type=at_least_float32(x, y))
+
+
+def _product(x: Array, y: Array) -> Array:
+    return jnp.matmul(x, y, preferred_element_type=at_least_float32(x, y))
+
+
+def _transposed(x: Float[Array, "*batch rows columns"]) -> Array:
+    """`x.mT`; on CPUs, of half precision, as a copy. There XLA has no fast product of a
+    transposed matrix in half precision, and takes one in float32."""
+    if x.dtype == at_least_float32(x):
+        return x.mT
+    return jax.lax.platform_dependent(
+        x, cpu=lambda x: _transposed_copy(x, x.ndim - 2), default=lambda x: x.mT
+    )
+
+
+def _transposed_copy(x: Float[Array, "*rows columns"], axis: int) -> Array:
+    """A copy of `x` with its columns as axis `axis`, and the other axes from there on as
+    one. Without the axis of length 1 XLA makes the transpose a part of the product."""
+    moved = jnp.moveaxis(x[..., None, :], -1, axis)
+    return moved.reshape(*moved.shape[: axis + 1], math.prod(x.shape[axis:-1]))
+
+
+def at_least_float32(*arrays: Array) -> jnp.dtype:
+    """The dtype to compute in: float32, or float64 if there is any."""
+    return jnp.result_type(jnp.float32, *(a.dtype for a in arrays))

@@ -1,0 +1,23 @@
+"""Ways through a model's tree."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax.tree_util as jtu
+
+
+def along(tree: Any, path: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
+    """The nodes on a path that `jax.tree_util` gives, each with the key that leads on from
+    it. What lies in a container other than a module, a tuple, a list or a dict is `None`.
+    """
+    for key in path:
+        yield tree, key
+        match key:
+            case jtu.GetAttrKey():
+                tree = getattr(tree, key.name)
+            case jtu.SequenceKey():
+                tree = tree[key.idx]
+            case jtu.DictKey():
+                tree = tree[key.key]
+            case _:
+                tree = None

@@ -1,0 +1,1 @@
+"""Training: losses, noise, which parameters, in which precision, and adapters."""

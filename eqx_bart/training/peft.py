@@ -1,0 +1,192 @@
+"""The files of HF's PEFT, for the adapters of `eqx_bart.training.lora`."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax.tree_util as jtu
+
+from ..checkpoint.loading import from_tensor, to_tensors
+from ..checkpoint.matching import laid_out
+from ..checkpoint.names import canonical, Leaf, name_of, named_leaves
+from ..files.errors import CheckpointError
+from ..files.formats import FORMATS
+from ..files.json_files import read_json, write_json
+from ..files.safetensors import write_safetensors
+from ..files.tensors import StoredTensor
+from ..files.writing import Files, replacing
+from ..nn.linear import Linear, LowRankLinear
+from .lora import ends_with, has_adapters, linears, map_linears
+
+
+ModelT = TypeVar("ModelT", bound=eqx.Module)
+
+_PREFIX = "base_model.model."
+_CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model"
+_FILES = Files(_CONFIG, re.compile(r"adapter_config\.json|adapter_model\.\w+"))
+_HEAD = re.compile(r"classification_head\..+|qa_outputs\..+")
+_TASK_TYPES = {
+    "BartForCausalLM": "CAUSAL_LM",
+    "BartForConditionalGeneration": "SEQ_2_SEQ_LM",
+    "BartForQuestionAnswering": "QUESTION_ANS",
+    "BartForSequenceClassification": "SEQ_CLS",
+    "BartModel": "FEATURE_EXTRACTION",
+}
+# Settings of PEFT under which its adapters compute something else, unless they are so.
+_NEUTRAL = {"peft_type": "LORA", "use_dora": False, "fan_in_fan_out": False}
+
+
+def save_lora(
+    model: eqx.Module, directory: str | Path, *, base_model_name_or_path: str | None = None
+) -> None:
+    """Writes the adapters, and a classification or question-answering head, as HF's PEFT
+    does, which reads them: `adapter_config.json` and `adapter_model.safetensors`.
+
+    They take the place of older ones as a whole, as in `save_pretrained`.
+
+    **Arguments:**
+
+    - `base_model_name_or_path`: where the model came from, for PEFT's readers.
+
+    **Raises** `ValueError` if there are no adapters, `OSError` if they cannot be written.
+    """
+    adapters = {n: x for n, x in linears(model).items() if isinstance(x, LowRankLinear)}
+    if not adapters:
+        raise ValueError("The model has no adapters to save: make some with lora.")
+    tensors = {n: x for n, x in to_tensors(model).items() if _is_saved(canonical(n))}
+    heads = {name.split(".")[0] for name in tensors if _HEAD.fullmatch(name)}
+    config = _scales(adapters) | {
+        "base_model_name_or_path": base_model_name_or_path,
+        "modules_to_save": sorted(heads) or None,
+        "peft_type": "LORA",
+        "target_modules": sorted(adapters),
+        "task_type": _TASK_TYPES.get(type(model).__name__),
+    }
+    with replacing(Path(directory), _FILES) as new:
+        stored = {
+            _PREFIX + re.sub(r"\.(lora_[AB])$", r".\1.weight", name): tensor
+            for name, tensor in tensors.items()
+        }
+        write_safetensors(new / f"{_WEIGHTS}.safetensors", stored)
+        write_json(new, _CONFIG, config)
+
+
+def load_lora(model: ModelT, directory: str | Path) -> ModelT:
+    """`model`, without adapters so far, with those that `save_lora` or HF's PEFT wrote to
+    a directory, and with the heads that are there.
+
+    **Raises** `ValueError` if the model has adapters already, `FileNotFoundError` if there
+    is no config, `CheckpointError` if a file is malformed, does not fit the model, or has
+    a kind of adapter that is not supported.
+    """
+    if has_adapters(model):
+        raise ValueError("The model has adapters already: merge them with merge_lora.")
+    directory = Path(directory)
+    config = read_json(directory, _CONFIG)
+    for name, value in _NEUTRAL.items():
+        if config.get(name, value) != value:
+            raise CheckpointError(
+                f"{directory / _CONFIG} has {name}={config[name]!r}; only {value!r} is "
+                "supported."
+            )
+    tensors = _read(directory)
+    adapters: dict[str, LowRankLinear] = {}
+    for name, linear in linears(model).items():
+        assert isinstance(linear, Linear)
+        a, b = (tensors.pop(f"{name}.lora_{x}", None) for x in "AB")
+        if a is not None and b is not None:
+            adapters[name] = _adapter(config, name, linear, a, b)
+        elif a is not None or b is not None:
+            raise CheckpointError(f"{directory}: {name} has half of an adapter.")
+    model = map_linears(lambda name, linear: adapters.get(name) or linear, model)
+    return _with_heads(model, tensors)
+
+
+def _with_heads(model: ModelT, tensors: Mapping[str, StoredTensor]) -> ModelT:
+    """`model` with the `tensors` of its head."""
+    leaves = {leaf.name: leaf for leaf in named_leaves(model)}
+    for name, tensor in tensors.items():
+        if not _HEAD.fullmatch(name) or name not in leaves:
+            raise CheckpointError(f"The model has no place for the adapter's {name}.")
+        expected = laid_out(leaves[name].value.shape, leaves[name])
+        if tensor.shape != expected:
+            raise CheckpointError(
+                f"The adapter's {name} has the shape {list(tensor.shape)}; the model's is "
+                f"{list(expected)}."
+            )
+
+    def changed(path: Any, leaf: Any) -> Any:
+        name = name_of(model, path)
+        if name not in tensors:
+            return leaf
+        return from_tensor(name, tensors[name], leaves[name], leaf.dtype)
+
+    return jtu.tree_map_with_path(changed, model)
+
+
+def _read(directory: Path) -> dict[str, StoredTensor]:
+    """The tensors of the adapters in `directory`, by the names that arrays have here."""
+    for format_ in FORMATS:
+        for suffix in format_.suffixes:
+            file = directory / (_WEIGHTS + suffix)
+            if file.is_file():
+                return {
+                    re.sub(
+                        r"\.(lora_[AB])\.weight$", r".\1", name.removeprefix(_PREFIX)
+                    ): tensor
+                    for name, tensor in format_.read(file).items()
+                }
+    raise CheckpointError(f"{directory} has no {_WEIGHTS}.safetensors.")
+
+
+def _adapter(
+    config: Mapping[str, Any], name: str, linear: Linear, a: StoredTensor, b: StoredTensor
+) -> LowRankLinear:
+    """The adapter of the linear map of this name."""
+    d_in, d_out = linear.weight.shape
+    rank = a.shape[0] if a.shape else 0
+    if rank < 1 or a.shape != (rank, d_in) or b.shape != (d_out, rank):
+        raise CheckpointError(
+            f"The adapter of {name} has the shapes {list(a.shape)} and {list(b.shape)}; "
+            f"the model calls for [rank, {d_in}] and [{d_out}, rank]."
+        )
+    alpha = _alpha(config, name)
+    lora_a, lora_b = (
+        from_tensor(name, x, Leaf(name, None, is_transposed=True), None) for x in (a, b)
+    )
+    scaling = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    return LowRankLinear(linear, lora_a, lora_b, scaling)
+
+
+def _alpha(config: Mapping[str, Any], name: str) -> float:
+    """The scale of an adapter. PEFT's patterns are regular expressions, which a file had
+    better not bring: those that are no names, or their ends, are refused."""
+    alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern") or {}
+    is_dict = isinstance(patterns, dict)
+    if not is_dict or not all(re.fullmatch(r"[\w.]+", name) for name in patterns):
+        raise CheckpointError(f"alpha_pattern={patterns!r} does not go by names.")
+    alpha = next((a for p, a in patterns.items() if ends_with(name, p)), alpha)
+    if not isinstance(alpha, int | float):
+        raise CheckpointError(f"The adapter of {name} has lora_alpha={alpha!r}, no number.")
+    return float(alpha)
+
+
+def _scales(adapters: Mapping[str, LowRankLinear]) -> dict[str, Any]:
+    """The ranks and alphas of adapters, as PEFT's config has them."""
+    ranks = {name: adapter.lora_A.shape[1] for name, adapter in adapters.items()}
+    alphas = {name: x.scaling * ranks[name] for name, x in adapters.items()}
+    (rank, *_), (alpha, *_) = ranks.values(), alphas.values()
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
+        "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
+    }
+
+
+def _is_saved(name: str) -> bool:
+    """Whether the array of this canonical name is that of an adapter, or of a head."""
+    return re.search(r"\.lora_[AB]$", name) is not None or _HEAD.fullmatch(name) is not None
