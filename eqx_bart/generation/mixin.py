@@ -233,12 +233,7 @@ class GenerationMixin(eqx.Module):
         config = state.config
         if not (config.output_scores or config.output_logits or config.output_attentions):
             return state.records
-        logits, cross_attentions, _ = eqx.filter_eval_shape(
-            lambda state: state.decode(self.generation_step), state
-        )
-        dtype = jnp.promote_types(logits.dtype, jnp.float32)
-        scores: Any = jax.ShapeDtypeStruct(logits.shape, dtype)
-        one = Records.of_step(config, scores, scores, cross_attentions)
+        one = eqx.filter_eval_shape(lambda s: s.observe(self.generation_step)[1], state)
         return jax.tree.map(
             lambda x: jnp.zeros((config.max_new_tokens, *x.shape), x.dtype), one
         )

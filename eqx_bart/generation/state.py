@@ -189,12 +189,8 @@ class GenerationState(eqx.Module):
 
     def step(self, decode: Decode) -> "GenerationState":
         """The state after one more token in each row."""
-        logits, cross_attentions, cache = self.decode(decode)
-        dtype = jnp.result_type(logits.dtype, jnp.float32)
-        logits = logits.astype(dtype)
-        scores = self._process(self.strategy.scores(logits))
+        scores, records, cache = self.observe(decode)
         strategy, progress = self.strategy.choose(scores, self.progress)
-        records = Records.of_step(self.config, scores, logits, cross_attentions)
         return GenerationState(
             progress,
             strategy,
@@ -205,21 +201,27 @@ class GenerationState(eqx.Module):
             self.processors,
         )
 
-    def decode(
+    def observe(
         self, decode: Decode
-    ) -> tuple[Float[Array, "batch rows vocab"], CrossAttentions | None, Any]:
-        """The logits of the next token, and the cache with the newest one in it."""
+    ) -> tuple[Float[Array, "batch rows vocab"], Records, Any]:
+        """The scores of the next token, processed; what is kept of them; and the cache with
+        the newest token in it."""
+        progress = self.progress
         newest = jax.lax.dynamic_index_in_dim(
-            self.progress.input_ids, self.progress.length - 1, axis=2, keepdims=False
+            progress.input_ids, progress.length - 1, axis=2, keepdims=False
         )
-        positions = self.progress.length - 1 - self.first[:, None]
-        return decode(
+        positions = progress.length - 1 - self.first[:, None]
+        logits, cross_attentions, cache = decode(
             newest,
             self.cache,
             jnp.broadcast_to(positions, newest.shape),
             self._mask(),
             self.config.output_attentions,
         )
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        scores = self._process(self.strategy.scores(logits))
+        records = Records.of_step(self.config, scores, logits, cross_attentions)
+        return scores, records, cache
 
     def _mask(self) -> Bool[Array, "batch 1 rows slots"]:
         """Each row attends to the prompt, to its ancestors and to itself."""
