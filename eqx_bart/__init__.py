@@ -7,9 +7,12 @@ from . import typechecking as _typechecking
 
 # Every annotation in these rooms, where arrays have shapes, is checked when a function is
 # called: under `jit`, while it is traced. `JAXTYPING_DISABLE=1` turns that off.
-_CHECKED = [f"{__name__}.{x}" for x in ("nn", "generation", "models", "training")]
+_CHECKED = [
+    f"{__name__}.{x}" for x in ("nn", "generation", "models", "training", "testing")
+]
 
 with _install_import_hook(_CHECKED, f"{_typechecking.__name__}.typechecker"):
+    from . import generation, models, nn, testing
     from .checkpoint.pretrained import BUILTIN_MODEL
     from .config import BartConfig
     from .files.errors import CheckpointError
@@ -83,15 +86,19 @@ __all__ = [
     "classification_loss",
     "cross_entropy",
     "document_rotation",
+    "generation",
     "gradient_checkpointing",
     "load_lora",
     "lora",
     "merge_lora",
+    "models",
+    "nn",
     "question_answering_loss",
     "save_lora",
     "sentence_permutation",
     "seq2seq_loss",
     "shift_tokens_right",
+    "testing",
     "text_infilling",
     "token_deletion",
     "token_masking",

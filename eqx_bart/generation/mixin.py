@@ -84,16 +84,21 @@ class GenerationMixin(eqx.Module):
         """
 
     @abc.abstractmethod
-    def _generation_call(self, *args: Any, **kwargs: Any) -> GenerationCall:
-        """The checked form of the arguments of `generate`."""
+    def prepare_generation(self, *args: Any, **kwargs: Any) -> GenerationCall:
+        """The arguments of `generate`, checked; see `checked_call`."""
 
-    def _checked_call(
+    def checked_call(
         self,
         inputs: GenerationInputs,
         generation_config: GenerationConfig,
-        logits_processors: Sequence[LogitsProcessor],
-        key: PRNGKeyArray | None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        key: PRNGKeyArray | None = None,
     ) -> GenerationCall:
+        """A call with these inputs, and with settings of which none is left open.
+
+        **Raises** `ValueError` if a setting does not fit the model, or if there is no key
+        to draw with.
+        """
         config = generation_config.settled(
             inputs.prompt.shape[1], self.vocab_size, self.max_positions
         )
@@ -104,8 +109,12 @@ class GenerationMixin(eqx.Module):
         key = key if config.do_sample else None
         return GenerationCall(inputs, tuple(logits_processors), key, config)
 
-    def _generate(self, call: GenerationCall) -> GenerationOutput:
-        """Outside of `jit`, in shapes that many inputs share."""
+    def generate(self, *args: Any, **kwargs: Any) -> GenerationOutput:
+        """Generates token ids; `prepare_generation` has the arguments.
+
+        Outside of `jit`, arrays are padded to shapes that many inputs share.
+        """
+        call = self.prepare_generation(*args, **kwargs)
         if is_traced(self, call):
             return self._run(call)
         usual = _in_usual_shapes(self, call)
@@ -140,7 +149,7 @@ class GenerationMixin(eqx.Module):
         **Raises** as `generate` does, and `ValueError` inside `jit`, or with beams if
         `num_return_sequences` is more than 1.
         """
-        call = self._generation_call(*args, **kwargs)
+        call = self.prepare_generation(*args, **kwargs)
         if is_traced(self, call):
             raise ValueError("stream cannot run inside jit: use generate, or step.")
         config = call.config
@@ -167,7 +176,7 @@ class GenerationMixin(eqx.Module):
 
         The arguments are those of `generate`. The source is encoded here.
         """
-        return self._start(self._generation_call(*args, **kwargs))
+        return self._start(self.prepare_generation(*args, **kwargs))
 
     def step(self, state: GenerationState) -> GenerationState:
         """The state after one more token in each row.

@@ -75,11 +75,11 @@ class BartForCausalLM(LanguageModel):
         )
 
     @property
-    def _decoder(self) -> BartDecoder:
+    def decoder(self) -> BartDecoder:
         return self.model.decoder
 
     @property
-    def _decoder_embed_tokens(self) -> Embedding:
+    def decoder_embed_tokens(self) -> Embedding:
         embed_tokens = self.model.decoder.embed_tokens
         assert embed_tokens is not None
         return embed_tokens
@@ -102,12 +102,12 @@ class BartForCausalLM(LanguageModel):
             source = source_for_cache(
                 batch_size, encoder_hidden_states, encoder_attention_mask
             )
-        return self._decoder.init_cache(
+        return self.decoder.init_cache(
             self.config,
             batch_size,
             check_max_length(max_length, self.max_positions),
             source,
-            dtype=self._decoder_embed_tokens.weight.dtype,
+            dtype=self.decoder_embed_tokens.weight.dtype,
         )
 
     def decode(
@@ -175,10 +175,10 @@ class BartForCausalLM(LanguageModel):
     ) -> Any:
         """The decoder's outputs after `before`, a source or a cache, and the next cache."""
         inputs_embeds = embed_inputs(
-            self._decoder_embed_tokens, input_ids, inputs_embeds, "input_ids"
+            self.decoder_embed_tokens, input_ids, inputs_embeds, "input_ids"
         )
         return run_decoder(
-            self._decoder,
+            self.decoder,
             self.config,
             inputs_embeds,
             attention_mask,
@@ -191,7 +191,7 @@ class BartForCausalLM(LanguageModel):
     def _described_config(self) -> BartConfig:
         return dataclasses.replace(
             self.config,
-            decoder_layers=len(self._decoder.layers),
+            decoder_layers=len(self.decoder.layers),
             vocab_size=self.vocab_size,
             max_position_embeddings=self.max_positions,
         )
@@ -227,20 +227,18 @@ class BartForCausalLM(LanguageModel):
         - the others, results and errors: as there. Settings about the source are about
             the prompt here, as in HF.
         """
-        return self._generate(
-            self._generation_call(
-                input_ids,
-                attention_mask,
-                generation_config,
-                encoder_hidden_states=encoder_hidden_states,
-                encoder_attention_mask=encoder_attention_mask,
-                logits_processors=logits_processors,
-                key=key,
-                **overrides,
-            )
+        return super().generate(
+            input_ids,
+            attention_mask,
+            generation_config,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            logits_processors=logits_processors,
+            key=key,
+            **overrides,
         )
 
-    def _generation_call(
+    def prepare_generation(
         self,
         input_ids: Integer[ArrayLike, "batch prompt"],
         attention_mask: Mask[ArrayLike, "batch prompt"] | None = None,
@@ -252,6 +250,7 @@ class BartForCausalLM(LanguageModel):
         key: PRNGKeyArray | None = None,
         **overrides: Any,
     ) -> GenerationCall:
+        """See `generate`."""
         refuse_overrides(self, "generate", "__call__", "decode", "init_cache")
         config = self.generation_config.updated(generation_config, overrides)
         pad = config.pad_token_id
@@ -265,4 +264,4 @@ class BartForCausalLM(LanguageModel):
                 encoder_hidden_states, encoder_attention_mask, "encoder_attention_mask"
             )
         inputs = GenerationInputs(prompt, prompt, encoder_hidden_states, mask)
-        return self._checked_call(inputs, config, logits_processors, key)
+        return self.checked_call(inputs, config, logits_processors, key)

@@ -84,11 +84,11 @@ class BartForConditionalGeneration(
         return self.model
 
     @property
-    def _decoder(self) -> BartDecoder:
+    def decoder(self) -> BartDecoder:
         return self.model.decoder
 
     @property
-    def _decoder_embed_tokens(self) -> Embedding:
+    def decoder_embed_tokens(self) -> Embedding:
         return self.model.decoder_embed_tokens
 
     @property
@@ -106,7 +106,7 @@ class BartForConditionalGeneration(
         key: PRNGKeyArray | None,
     ) -> Seq2SeqLMOutput:
         return Seq2SeqLMOutput(
-            logits=self._logits(decoded, source), **seq2seq_states(decoded, encoded, show)
+            logits=self.logits(decoded, source), **seq2seq_states(decoded, encoded, show)
         )
 
     def encode_source(self, inputs: GenerationInputs) -> GenerationInputs:
@@ -167,21 +167,19 @@ class BartForConditionalGeneration(
         not supported; `TypeError` if there is no such setting. Source: HF's
         `GenerationMixin.generate`.
         """
-        return self._generate(
-            self._generation_call(
-                input_ids,
-                attention_mask,
-                generation_config,
-                encoder_outputs=encoder_outputs,
-                decoder_input_ids=decoder_input_ids,
-                decoder_attention_mask=decoder_attention_mask,
-                logits_processors=logits_processors,
-                key=key,
-                **overrides,
-            )
+        return super().generate(
+            input_ids,
+            attention_mask,
+            generation_config,
+            encoder_outputs=encoder_outputs,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            logits_processors=logits_processors,
+            key=key,
+            **overrides,
         )
 
-    def _generation_call(
+    def prepare_generation(
         self,
         input_ids: Integer[ArrayLike, "batch source"] | None = None,
         attention_mask: Mask[ArrayLike, "batch source"] | None = None,
@@ -194,6 +192,7 @@ class BartForConditionalGeneration(
         key: PRNGKeyArray | None = None,
         **overrides: Any,
     ) -> GenerationCall:
+        """See `generate`."""
         refuse_overrides(self, "generate", "__call__", "decode", "init_cache")
         config = self.generation_config.updated(generation_config, overrides)
         start, vocab_size = config.start_token_id, self.vocab_size
@@ -217,4 +216,4 @@ class BartForConditionalGeneration(
             )
             prompt = with_start_token(prompt, start)
         inputs = GenerationInputs(prompt, input_ids, encoder_outputs, mask)
-        return self._checked_call(inputs, config, logits_processors, key)
+        return self.checked_call(inputs, config, logits_processors, key)

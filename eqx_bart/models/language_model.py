@@ -103,12 +103,12 @@ class LanguageModel(PretrainedModel, GenerationMixin):
 
     @property
     @abc.abstractmethod
-    def _decoder(self) -> BartDecoder:
+    def decoder(self) -> BartDecoder:
         """The decoder."""
 
     @property
     @abc.abstractmethod
-    def _decoder_embed_tokens(self) -> Embedding:
+    def decoder_embed_tokens(self) -> Embedding:
         """The decoder's token embeddings."""
 
     @property
@@ -120,25 +120,26 @@ class LanguageModel(PretrainedModel, GenerationMixin):
     def _tied_head(self) -> AbstractLinear | Embedding:
         """The linear map of the projection, or the table that it is tied to."""
         head = self.lm_head
-        return head if isinstance(head, AbstractLinear) else self._decoder_embed_tokens
+        return head if isinstance(head, AbstractLinear) else self.decoder_embed_tokens
 
     @property
     def vocab_size(self) -> int:
         """The number of tokens."""
-        return self._decoder_embed_tokens.vocab_size
+        return self.decoder_embed_tokens.vocab_size
 
     @property
     def max_positions(self) -> int:
         """The longest sequence, in tokens."""
-        return self._decoder.embed_positions.max_positions
+        return self.decoder.embed_positions.max_positions
 
     @property
     def _needs_attentions(self) -> bool:
         return isinstance(self.lm_head, AbstractLMHead) and self.lm_head.needs_attentions
 
-    def _logits(
+    def logits(
         self, decoded: BaseModelOutputWithCrossAttentions, source: Any
     ) -> Float[Array, "batch new vocab"]:
+        """The logits of the token after each of those that the decoder has read."""
         if isinstance(self.lm_head, AbstractLMHead):
             return self.lm_head(decoded, source, self.projection)
         return self.projection(decoded.last_hidden_state)
@@ -147,7 +148,7 @@ class LanguageModel(PretrainedModel, GenerationMixin):
         self, decoded: BaseModelOutputWithCrossAttentions, source: Any, show: Show
     ) -> CausalLMOutputWithCrossAttentions:
         return CausalLMOutputWithCrossAttentions(
-            logits=self._logits(decoded, source),
+            logits=self.logits(decoded, source),
             hidden_states=decoded.hidden_states,
             attentions=decoded.attentions if show.attentions else None,
             cross_attentions=decoded.cross_attentions if show.attentions else None,
@@ -157,10 +158,10 @@ class LanguageModel(PretrainedModel, GenerationMixin):
     def init_generation_cache(self, inputs: GenerationInputs, num_slots: int) -> BartCache:
         """See `GenerationMixin.init_generation_cache`."""
         source = inputs.encoder_outputs
-        dtype = self._decoder_embed_tokens.weight.dtype
+        dtype = self.decoder_embed_tokens.weight.dtype
         if isinstance(source, Source):
             dtype = source.hidden_states.dtype
-        return self._decoder.init_cache(
+        return self.decoder.init_cache(
             self.config, len(inputs.prompt), num_slots, source, dtype=dtype
         )
 
@@ -173,14 +174,14 @@ class LanguageModel(PretrainedModel, GenerationMixin):
         output_attentions: bool,  # noqa: FBT001
     ) -> tuple[Float[Array, "batch new vocab"], Attentions | None, BartCache]:
         """See `GenerationMixin.generation_step`."""
-        decoded, cache = self._decoder.step(
-            self._decoder_embed_tokens.lookup(tokens),
+        decoded, cache = self.decoder.step(
+            self.decoder_embed_tokens.lookup(tokens),
             cache,
             position_ids=position_ids,
             mask=mask,
             show=Show(output_attentions or self._needs_attentions),
         )
-        return self._logits(decoded, cache.source), decoded.cross_attentions, cache
+        return self.logits(decoded, cache.source), decoded.cross_attentions, cache
 
     @classmethod
     def _read_settings(cls, directory: Path, config: BartConfig) -> dict[str, Any]:

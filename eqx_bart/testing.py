@@ -1,0 +1,221 @@
+"""Checks for models with parts of one's own."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Integer
+
+from .generation.config import GenerationConfig
+from .generation.inputs import GenerationInputs
+from .generation.mixin import GenerationMixin
+from .models.language_model import LanguageModel
+from .nn.layer import Show
+
+
+#: From the decoder's tokens, `[batch, length]`, to logits: a pass without a cache.
+Uncached = Callable[[Integer[Array, "batch length"]], Float[Array, "batch length vocab"]]
+
+# By how much numbers may differ, of the largest of them.
+_TOLERANCES = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 0.05, "float16": 0.01}
+
+
+def check_decoding(
+    model: GenerationMixin,
+    *args: Any,
+    uncached: Uncached | None = None,
+    num_tokens: int = 6,
+    num_beams: int = 3,
+    seed: int = 0,
+    **kwargs: Any,
+) -> None:
+    """Compares a model's ways of decoding, which must all give the same numbers: without a
+    cache, with one, a token or several at a time, and as `generate` does, by beams that
+    share a cache. To be run for a model with a part of one's own.
+
+    **Arguments:**
+
+    - `args`, `kwargs`: those of the model's `generate`, such as `input_ids`.
+    - `uncached`: the pass without a cache that all else is compared with. By default it is
+        the model's own, and what differs is found layer by layer; a model that is no
+        subclass of the library's has to give one.
+    - `num_tokens`: how many tokens are decoded.
+    - `num_beams`: how many beams `generate` follows.
+    - `seed`: of the random tokens.
+
+    **Raises** `AssertionError` that says which way differs, at which token, by how much,
+    and in which layer first.
+    """
+    model = eqx.nn.inference_mode(_without_settings(model))
+    call = model.prepare_generation(*args, max_new_tokens=num_tokens, **kwargs)
+    inputs = model.encode_source(call.inputs)
+    reference = eqx.filter_jit(uncached or _uncached(model, inputs))
+    ids = _random_ids(model, inputs, num_tokens, seed)
+    expected = reference(ids)
+    for sizes in ([1] * num_tokens, [num_tokens], _uneven(num_tokens)):
+        logits = _cached(model, inputs, ids, sizes)
+        _compare(
+            logits,
+            expected,
+            f"decoding {sizes} tokens at a time with a cache",
+            lambda sizes=sizes: _first_layer(model, inputs, ids, sizes),
+        )
+    for beams in (1, num_beams):
+        _check_generate(model, reference, args, kwargs, num_tokens, beams)
+
+
+def _without_settings(model: Any) -> Any:
+    """`model`, with no settings but the ids of its special tokens."""
+    config = model.generation_config
+    names = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+    plain = GenerationConfig(**{name: getattr(config, name) for name in names})
+    return eqx.tree_at(lambda m: m.generation_config, model, plain)
+
+
+def _random_ids(
+    model: GenerationMixin, inputs: GenerationInputs, length: int, seed: int
+) -> Integer[Array, "batch length"]:
+    """The last token of each prompt, and random ones."""
+    prompt = np.maximum(np.asarray(inputs.prompt), 0)[:, -1:]
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(model.vocab_size, size=(len(prompt), length - 1))
+    return jnp.asarray(np.concatenate([prompt, drawn], axis=1), jnp.int32)
+
+
+def _uneven(length: int) -> list[int]:
+    """Two at a time, after the first."""
+    return [1, *[2] * ((length - 1) // 2), *[1] * ((length - 1) % 2)]
+
+
+def _uncached(model: GenerationMixin, inputs: GenerationInputs) -> Uncached:
+    if not isinstance(model, LanguageModel):
+        raise TypeError(
+            f"{type(model).__name__} is no language model of this library: pass "
+            "uncached=..., a function from its decoder's tokens to logits."
+        )
+
+    def logits(ids: Integer[Array, "batch length"]) -> Float[Array, "batch length vocab"]:
+        source = inputs.encoder_outputs
+        decoded = model.decoder(
+            model.decoder_embed_tokens.lookup(ids),
+            source=source,
+            show=Show(attentions=True),
+        )
+        return model.logits(decoded, source)
+
+    return logits
+
+
+def _calls(
+    ids: Integer[Array, "batch length"], sizes: Sequence[int]
+) -> Iterator[tuple[Array, Array, Bool[Array, "batch 1 new length"]]]:
+    """Tokens, positions and mask of each call that decodes so many of the tokens."""
+    start, slots = 0, jnp.arange(ids.shape[1])
+    for size in sizes:
+        tokens = ids[:, start : start + size]
+        positions = jnp.broadcast_to(slots[start : start + size], tokens.shape)
+        yield tokens, positions, (slots <= positions[..., None])[:, None]
+        start += size
+
+
+def _cached(
+    model: GenerationMixin,
+    inputs: GenerationInputs,
+    ids: Integer[Array, "batch length"],
+    sizes: Sequence[int],
+) -> Float[Array, "batch length vocab"]:
+    """The logits, by so many tokens at a time."""
+    step = eqx.filter_jit(model.generation_step)
+    cache, logits = model.init_generation_cache(inputs, ids.shape[1]), list[Array]()
+    for tokens, positions, mask in _calls(ids, sizes):
+        new, _, cache = step(tokens, cache, positions, mask, output_attentions=False)
+        logits.append(new)
+    return jnp.concatenate(logits, axis=1)
+
+
+def _compare(
+    found: Array, expected: Array, what: str, where: Callable[[], str] = lambda: ""
+) -> None:
+    """That two arrays agree, `[batch, length, ...]`."""
+    if found.shape != expected.shape:
+        raise AssertionError(
+            f"{what} gives the shape {list(found.shape)}, without a cache it is "
+            f"{list(expected.shape)}."
+        )
+    tolerance = _TOLERANCES[str(expected.dtype)]
+    a, b = (np.asarray(x, np.float64) for x in (found, expected))
+    finite = np.isfinite(b)
+    limit = tolerance * np.max(np.abs(b[finite]), initial=np.finfo(float).tiny)
+    differs = ~((np.abs(a - b) <= limit) | (a == b))
+    if np.any(differs):
+        axes = tuple(i for i in range(differs.ndim) if i != 1)
+        token = int(np.argmax(np.any(differs, axis=axes)))
+        largest = np.max(np.abs(a - b)[differs])
+        raise AssertionError(
+            f"{what} differs from the pass without a cache by {largest:.2g}, where "
+            f"{limit:.2g} is allowed, from token {token} on.{where()}"
+        )
+
+
+def _first_layer(
+    model: GenerationMixin,
+    inputs: GenerationInputs,
+    ids: Integer[Array, "batch length"],
+    sizes: Sequence[int],
+) -> str:
+    """Where the states of the decoder's layers differ first."""
+    if not isinstance(model, LanguageModel):
+        return ""
+    source, show = inputs.encoder_outputs, Show(hidden_states=True)
+    decoder, embed = model.decoder, model.decoder_embed_tokens.lookup
+    expected = decoder(embed(ids), source=source, show=show).hidden_states
+    cache, found = model.init_generation_cache(inputs, ids.shape[1]), list[Any]()
+    for tokens, positions, mask in _calls(ids, sizes):
+        decoded, cache = decoder.step(
+            embed(tokens), cache, position_ids=positions, mask=mask, show=show
+        )
+        found.append(decoded.hidden_states)
+    names = ["the embeddings", *(f"layer {i}" for i in range(len(decoder.layers)))]
+    types = ["", *(f", a {type(layer).__name__}" for layer in decoder.layers)]
+    for name, kind, *states in zip(names, types, expected, *found, strict=True):
+        try:
+            _compare(jnp.concatenate(states[1:], axis=1), states[0], "")
+        except AssertionError:
+            return f" The decoder's states differ first in {name}{kind}."
+    return " The decoder's states are the same: it is the head that differs."
+
+
+def _check_generate(
+    model: GenerationMixin,
+    uncached: Uncached,
+    args: Sequence[Any],
+    kwargs: Any,
+    num_tokens: int,
+    num_beams: int,
+) -> None:
+    """That `generate` gives its tokens the probabilities that they have."""
+    output = model.generate(
+        *args,
+        **kwargs,
+        max_new_tokens=num_tokens,
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        output_token_log_probs=True,
+    )
+    begin = output.sequences.shape[1] - num_tokens
+    for beam in range(num_beams):
+        ids = output.sequences[beam::num_beams]
+        lengths = output.lengths[beam::num_beams, None] - begin
+        log_probs = jax.nn.log_softmax(uncached(ids[:, :-1]).astype(jnp.float32))
+        expected = jnp.take_along_axis(log_probs, ids[:, 1:, None], axis=-1)[..., 0]
+        expected = expected[:, begin - 1 :]
+        is_new = jnp.arange(num_tokens) < lengths
+        found = output.token_log_probs[beam::num_beams]
+        _compare(
+            jnp.where(is_new, found, 0),
+            jnp.where(is_new, expected, 0),
+            f"generate with num_beams={num_beams} says of its answer {beam} what",
+        )
