@@ -27,7 +27,7 @@ CONFIG = eb.BartConfig(
     forced_eos_token_id=None,
 )
 IDS = np.array([[0, 5, 9, 17, 2], [0, 23, 2, 1, 1]])
-MASK = IDS != CONFIG.pad_token_id
+MASK = CONFIG.pad_token_id != IDS
 LABELS = np.array([[7, 11, 30, 2], [8, 4, 2, -100]])
 
 
@@ -86,7 +86,7 @@ def check_beams(model, num_tokens=5, num_beams=4, ids=IDS, mask=MASK, uncached=N
 
 
 def check_saved(model, directory):
-    """That the class of `model` reads what it saves, and that nobody takes it for a BART."""
+    """That the class of `model` reads what it saves, and nobody takes it for a BART."""
     cls = type(model)
     model.save_pretrained(directory)
     loaded = cls.from_pretrained(directory)

@@ -28,7 +28,7 @@ class GroupedQueryAttention(eb.nn.AbstractAttention):
 
     @classmethod
     def of(cls, attention, num_key_heads):
-        """Of BART's attention; shared heads begin as the mean of those that they replace."""
+        """Of BART's attention; a shared head begins as the mean of those it replaces."""
         heads = attention.num_heads
 
         def shared(x):  # [..., heads * head_dim]

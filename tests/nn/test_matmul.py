@@ -1,0 +1,76 @@
+"""Products of matrices, and their derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jax.test_util import check_grads
+
+from eqx_bart.nn.matmul import (
+    _product_by_columns,
+    _sum_of_matrices,
+    _sum_of_rows,
+    matmul,
+)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [((48, 7), (7, 5)), ((2, 3, 9, 8), (2, 3, 8, 1)), ((2, 16, 3), (3, 6)), ((4,), (4, 2))],
+)
+def test_products_in_half_precision(left, right, dtype, getkey):
+    shapes = left, right, (*left[:-1], right[-1])
+    x, y, weights = (jax.random.normal(getkey(), shape).astype(dtype) for shape in shapes)
+    exact = [torch.from_numpy(np.asarray(a, np.float64)) for a in (x, y, weights)]
+
+    def loss(x, y):
+        return jnp.sum(matmul(x, y) * weights)
+
+    product = jax.jit(matmul)(x, y)
+    assert product.dtype == jnp.float32
+    assert np.allclose(product, exact[0] @ exact[1], rtol=1e-6, atol=1e-6)
+    operands = [a.requires_grad_() for a in exact[:2]]
+    expected = torch.autograd.grad((operands[0] @ operands[1] * exact[2]).sum(), operands)
+    grads = jax.jit(jax.grad(loss, (0, 1)))(x, y)
+    rounding = float(jnp.finfo(dtype).eps)
+    for ours, theirs in zip(grads, expected, strict=True):
+        assert ours.dtype == x.dtype
+        assert np.allclose(ours, theirs, rtol=rounding, atol=1e-6)
+    batched = jax.vmap(jax.grad(loss), (-1, None), -1)(x[..., None], y)
+    assert np.array_equal(batched[..., 0], grads[0])
+    forward = jax.jvp(jax.grad(loss, 1), (x, y), (x, y))[1]
+    assert np.allclose(forward, grads[1], rtol=2 * rounding, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [((48, 7), (7, 5)), ((2, 3, 9, 8), (2, 3, 8, 1)), ((2, 6, 3), (3, 6)), ((4,), (4, 2))],
+)
+def test_products_in_float64_have_derivatives_of_either_mode(left, right, getkey):
+    with jax.enable_x64(True):
+        x, y = (jax.random.normal(getkey(), s, "float64") for s in (left, right))
+        check_grads(jax.jit(matmul), (x, y), order=2)
+        check_grads(jax.jit(lambda x: matmul(x, y)), (x,), order=1)
+        check_grads(jax.jit(lambda y: matmul(x, y)), (y,), order=1)
+        expected = jax.jvp(jnp.matmul, (x, y), (x, y))
+        for ours, theirs in zip(jax.jvp(matmul, (x, y), (x, y)), expected, strict=True):
+            assert np.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_frozen_costs_nothing(getkey):
+    x, y = (jax.random.normal(getkey(), shape) for shape in ((6, 4), (4, 3)))
+    for frozen in range(2):
+        loss = jax.grad(lambda *xy: jnp.sum(matmul(*xy) ** 2), 1 - frozen)
+        jaxpr = str(jax.make_jaxpr(loss)(x, y).jaxpr)
+        assert jaxpr.count("dot_general") == (3 if frozen == 0 else 2)
+
+
+@pytest.mark.parametrize("shape", [(48,), (2, 3, 16), (5, 7)])
+def test_sums_of_products_are_the_same_for_every_platform(shape, getkey):
+    x, y = (jax.random.normal(getkey(), (*shape, d)).astype("bfloat16") for d in (3, 4))
+    assert np.allclose(_sum_of_rows(x, y), _sum_of_matrices(x, y), rtol=1e-5, atol=1e-5)
+    matrix = y.reshape(-1, 4)[:3]
+    for left, right in ((x, matrix), (y, matrix.T)):
+        assert np.allclose(_product_by_columns(left, right), matmul(left, right), rtol=1e-5)
