@@ -138,6 +138,14 @@ def leaves(model) -> list[jax.Array]:
     return jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
 
 
+def assert_same(a, b) -> None:
+    """That two models have the same arrays, in the same dtypes."""
+    pairs = (jax.tree.leaves(eqx.filter(model, eqx.is_array)) for model in (a, b))
+    for x, y in zip(*pairs, strict=True):
+        assert x.dtype == y.dtype
+        assert np.array_equal(x, y)
+
+
 def assert_same_leaves(ours, theirs, rtol: float) -> None:
     """Relative to the largest entry of each array. Some are 0 but for rounding errors."""
     pairs = list(zip(leaves(ours), leaves(theirs), strict=True))

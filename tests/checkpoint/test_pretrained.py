@@ -13,21 +13,19 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
-from oracle import assert_close, CLASSES, convert, random_config, random_ids, random_model
+from oracle import (
+    assert_close,
+    assert_same,
+    CLASSES,
+    convert,
+    random_config,
+    random_ids,
+    random_model,
+)
 
 import eqx_bart as eb
 from eqx_bart.checkpoint.loading import to_tensors
 from eqx_bart.checkpoint.names import canonical, named_leaves, OTHER, rule_for, WEIGHT_MAP
-
-
-def arrays(model):
-    return jax.tree.leaves(eqx.filter(model, eqx.is_array))
-
-
-def assert_same(a, b):
-    for x, y in zip(arrays(a), arrays(b), strict=True):
-        assert x.dtype == y.dtype
-        assert np.array_equal(x, y)
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import transformers
-from oracle import assert_close, CLASSES
-from test_checkpoint import assert_same
+from oracle import assert_close, assert_same, CLASSES
 
 import eqx_bart as eb
 from eqx_bart.files.flax import flax_name, read_flax
