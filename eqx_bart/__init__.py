@@ -24,6 +24,7 @@ with _install_import_hook(_CHECKED, f"{_typechecking.__name__}.typechecker"):
     from .models.cache import BartCache
     from .models.causal_lm import BartForCausalLM
     from .models.conditional_generation import BartForConditionalGeneration
+    from .models.inputs import shift_tokens_right
     from .models.outputs import (
         BaseModelOutput,
         BaseModelOutputWithCrossAttentions,
@@ -34,7 +35,6 @@ with _install_import_hook(_CHECKED, f"{_typechecking.__name__}.typechecker"):
         Seq2SeqSequenceClassifierOutput,
     )
     from .models.question_answering import BartForQuestionAnswering
-    from .models.seq2seq import shift_tokens_right
     from .models.sequence_classification import BartForSequenceClassification
     from .nn.cache import KeyValues
     from .training.lora import lora, merge_lora

@@ -171,7 +171,7 @@ def _first_layer(
         return ""
     source, show = inputs.encoder_outputs, Show(hidden_states=True)
     decoder, embed = model.decoder, model.decoder_embed_tokens.lookup
-    expected = decoder(embed(ids), source=source, show=show).hidden_states
+    expected: Any = decoder(embed(ids), source=source, show=show).hidden_states
     cache, found = model.init_generation_cache(inputs, ids.shape[1]), list[Any]()
     for tokens, positions, mask in _calls(ids, sizes):
         decoded, cache = decoder.step(
@@ -206,6 +206,7 @@ def _check_generate(
         output_token_log_probs=True,
     )
     begin = output.sequences.shape[1] - num_tokens
+    found: Any = output.token_log_probs
     for beam in range(num_beams):
         ids = output.sequences[beam::num_beams]
         lengths = output.lengths[beam::num_beams, None] - begin
@@ -213,9 +214,8 @@ def _check_generate(
         expected = jnp.take_along_axis(log_probs, ids[:, 1:, None], axis=-1)[..., 0]
         expected = expected[:, begin - 1 :]
         is_new = jnp.arange(num_tokens) < lengths
-        found = output.token_log_probs[beam::num_beams]
         _compare(
-            jnp.where(is_new, found, 0),
+            jnp.where(is_new, found[beam::num_beams], 0),
             jnp.where(is_new, expected, 0),
             f"generate with num_beams={num_beams} says of its answer {beam} what",
         )

@@ -21,6 +21,13 @@ from ..nn.linear import AbstractLinear
 from .bart import token_embedding
 from .cache import BartCache, check_max_length
 from .decoder import BartDecoder
+from .inputs import (
+    embed_inputs,
+    make_source,
+    refuse_overrides,
+    run_decoder,
+    source_for_cache,
+)
 from .language_model import (
     AbstractLMHead,
     generation_source,
@@ -29,13 +36,6 @@ from .language_model import (
     Projection,
 )
 from .outputs import CausalLMOutputWithCrossAttentions
-from .seq2seq import (
-    embed_inputs,
-    make_source,
-    refuse_overrides,
-    run_decoder,
-    source_for_cache,
-)
 
 
 class BartDecoderWrapper(eqx.Module):

@@ -27,6 +27,7 @@ from ..nn.layer import Show, Source
 from ..nn.linear import AbstractLinear
 from .bart import BartModel
 from .decoder import BartDecoder
+from .inputs import refuse_overrides
 from .language_model import (
     AbstractLMHead,
     generation_source,
@@ -40,7 +41,7 @@ from .outputs import (
     CausalLMOutputWithCrossAttentions,
     Seq2SeqLMOutput,
 )
-from .seq2seq import AbstractTrunk, refuse_overrides, seq2seq_states, Seq2SeqModel
+from .seq2seq import AbstractTrunk, seq2seq_states, Seq2SeqModel
 
 
 class BartForConditionalGeneration(

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from ..config import BartConfig
 from ..models.conditional_generation import BartForConditionalGeneration
+from ..models.inputs import IGNORE_INDEX, refuse_overrides, shift_tokens_right
 from ..models.language_model import AbstractLMHead
-from ..models.seq2seq import IGNORE_INDEX, refuse_overrides, shift_tokens_right
 from ..nn.checks import ArrayLike, as_indices, check_range, Mask
 
 

@@ -1,0 +1,138 @@
+"""Which processors the settings stand for, in HF's order."""
+
+from collections.abc import Iterator, Sequence
+
+from jaxtyping import Array, Integer
+
+from ...config import as_id_tuple
+from ..config import GenerationConfig
+from .base import LogitsProcessor
+from .context import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+)
+from .place import (
+    ExponentialDecayLengthPenalty,
+    ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
+    InfNanRemoveLogitsProcessor,
+    MinLengthLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
+from .warpers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    LogitNormalization,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+
+def logits_processors(
+    config: GenerationConfig,
+    prompt_length: int,
+    encoder_input_ids: Integer[Array, "batch source"] | None,
+    custom: Sequence[LogitsProcessor] = (),
+) -> tuple[LogitsProcessor, ...]:
+    """The processors that settled settings ask for, `custom` ones before the warpers.
+
+    The order is that of HF's `GenerationMixin._get_logits_processor`.
+
+    **Raises** `ValueError` if a setting needs `encoder_input_ids` and there are none.
+    """
+    processors = [
+        *_context_processors(config, encoder_input_ids),
+        *_place_processors(config, prompt_length),
+        *custom,
+    ]
+    if config.do_sample:
+        processors += _warpers(config)
+    if config.renormalize_logits:
+        processors.append(LogitNormalization())
+    return tuple(processors)
+
+
+def _context_processors(
+    config: GenerationConfig, encoder_input_ids: Integer[Array, "batch source"] | None
+) -> Iterator[LogitsProcessor]:
+    """Those that go by the tokens in the row, or in the source."""
+    if config.sequence_bias:
+        yield SequenceBiasLogitsProcessor(config.sequence_bias)
+    if config.encoder_repetition_penalty != 1:
+        source = _needed(encoder_input_ids, "encoder_repetition_penalty")
+        yield EncoderRepetitionPenaltyLogitsProcessor(
+            config.encoder_repetition_penalty, source
+        )
+    if config.repetition_penalty != 1:
+        yield RepetitionPenaltyLogitsProcessor(config.repetition_penalty)
+    if config.no_repeat_ngram_size:
+        yield NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size)
+    if config.encoder_no_repeat_ngram_size:
+        source = _needed(encoder_input_ids, "encoder_no_repeat_ngram_size")
+        yield EncoderNoRepeatNGramLogitsProcessor(
+            config.encoder_no_repeat_ngram_size, source
+        )
+    # A word that is no more than the end of sequence is allowed, as in HF.
+    ends = {(token,) for token in as_id_tuple(config.eos_token_id)}
+    if words := [word for word in config.bad_words_ids or () if word not in ends]:
+        yield SequenceBiasLogitsProcessor(tuple((word, -float("inf")) for word in words))
+
+
+def _place_processors(
+    config: GenerationConfig, prompt_length: int
+) -> Iterator[LogitsProcessor]:
+    """Those that go by how long the row is."""
+    eos = as_id_tuple(config.eos_token_id)
+    if config.min_new_tokens and eos:
+        yield MinLengthLogitsProcessor(prompt_length + config.min_new_tokens, eos)
+    if config.forced_bos_token_id is not None:
+        yield ForcedBOSTokenLogitsProcessor(config.forced_bos_token_id)
+    if forced := as_id_tuple(config.forced_eos_token_id):
+        yield ForcedEOSTokenLogitsProcessor(prompt_length + config.max_new_tokens, forced)
+    if config.remove_invalid_values:
+        yield InfNanRemoveLogitsProcessor()
+    if config.exponential_decay_length_penalty and eos:
+        start, factor = config.exponential_decay_length_penalty
+        yield ExponentialDecayLengthPenalty(prompt_length + start, factor, eos)
+    if config.suppress_tokens:
+        yield SuppressTokensLogitsProcessor(config.suppress_tokens)
+    if config.begin_suppress_tokens:
+        yield SuppressTokensAtBeginLogitsProcessor(
+            config.begin_suppress_tokens,
+            prompt_length,
+            config.forced_bos_token_id is not None,
+        )
+
+
+def _warpers(config: GenerationConfig) -> Iterator[LogitsProcessor]:
+    # Beam search needs a token that does not end the row.
+    keep = 1 if config.num_beams == 1 else 1 + max(1, len(as_id_tuple(config.eos_token_id)))
+    if config.temperature != 1:
+        yield TemperatureLogitsWarper(config.temperature)
+    if config.top_k:
+        yield TopKLogitsWarper(max(config.top_k, keep))
+    if config.top_p < 1:
+        yield TopPLogitsWarper(config.top_p, keep)
+    if config.min_p:
+        yield MinPLogitsWarper(config.min_p, keep)
+    if config.typical_p < 1:
+        yield TypicalLogitsWarper(config.typical_p, keep)
+    if config.epsilon_cutoff:
+        yield EpsilonLogitsWarper(config.epsilon_cutoff, keep)
+    if config.eta_cutoff:
+        yield EtaLogitsWarper(config.eta_cutoff, keep)
+
+
+def _needed(
+    encoder_input_ids: Integer[Array, "batch source"] | None, name: str
+) -> Integer[Array, "batch source"]:
+    if encoder_input_ids is None:
+        raise ValueError(f"{name} needs the input_ids, beside the encoder_outputs.")
+    return encoder_input_ids

@@ -1,0 +1,137 @@
+"""What models make of the arguments that they are given."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer, PRNGKeyArray
+
+from ..config import BartConfig
+from ..nn.checks import ArrayLike, as_indices, Mask
+from ..nn.embedding import Embedding
+from ..nn.layer import Show, Source
+from .cache import BartCache
+from .decoder import BartDecoder
+from .outputs import BaseModelOutputWithCrossAttentions
+
+
+#: The label that losses ignore.
+IGNORE_INDEX = -100
+
+
+def shift_tokens_right(
+    input_ids: Integer[ArrayLike, "batch length"],
+    pad_token_id: int | None,
+    decoder_start_token_id: int | None,
+) -> Integer[Array, "batch length"]:
+    """The decoder's input for the target `input_ids`: the start token, then all but the
+    last of them. `IGNORE_INDEX` becomes padding.
+
+    **Raises** `ValueError` if either token id is `None`. Source: HF's function.
+    """
+    if pad_token_id is None or decoder_start_token_id is None:
+        raise ValueError(
+            "shift_tokens_right needs pad_token_id and decoder_start_token_id; they are "
+            f"{pad_token_id} and {decoder_start_token_id}."
+        )
+    shifted = jnp.roll(as_indices(input_ids), 1, axis=1)
+    shifted = shifted.at[:, :1].set(decoder_start_token_id)
+    return jnp.where(shifted == IGNORE_INDEX, pad_token_id, shifted)
+
+
+def embed_inputs(
+    embed_tokens: Embedding,
+    input_ids: Integer[ArrayLike, "batch length"] | None,
+    inputs_embeds: Float[Array, "batch length d_model"] | None,
+    name: str,
+) -> Float[Array, "batch length d_model"]:
+    """The embeddings of `input_ids`, or `inputs_embeds`, whichever is given.
+
+    **Raises** `ValueError` unless just one of them is; `name` is what the message calls
+    the ids.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        other = name.replace("input_ids", "inputs_embeds")
+        given = "neither" if input_ids is None else "both"
+        raise ValueError(f"Pass either {name} or {other}, not {given}.")
+    if inputs_embeds is None:
+        assert input_ids is not None
+        inputs_embeds = embed_tokens(input_ids, name)
+    if inputs_embeds.shape[1] == 0:
+        raise ValueError(f"{name} are empty: a sequence needs at least one token.")
+    return inputs_embeds
+
+
+def source_for_cache(
+    batch_size: int,
+    hidden_states: Float[Array, "_ source d_model"],
+    attention_mask: Mask[ArrayLike, "..."] | None,
+    input_ids: Integer[ArrayLike, "..."] | None = None,
+) -> Source:
+    """What an encoder has made of its input, for a cache of `batch_size` rows.
+
+    **Raises** `ValueError` if the states and the mask do not fit one another, or the rows.
+    """
+    shape = hidden_states.shape[:2]
+    mask_shape = shape if attention_mask is None else attention_mask.shape
+    if not shape == mask_shape == (batch_size, shape[1]):
+        raise ValueError(
+            f"For batch={batch_size}, the encoder's states are [batch, source]="
+            f"{list(shape)} and their attention_mask is {list(mask_shape)}."
+        )
+    return make_source(hidden_states, attention_mask, input_ids)
+
+
+def make_source(
+    hidden_states: Float[Array, "batch source d_model"],
+    attention_mask: Mask[ArrayLike, "..."] | None,
+    input_ids: Integer[ArrayLike, "..."] | None = None,
+) -> Source:
+    """A `Source` of what users give."""
+    return Source(
+        hidden_states,
+        None if attention_mask is None else jnp.asarray(attention_mask, bool),
+        None if input_ids is None else as_indices(input_ids),
+    )
+
+
+def refuse_overrides(model: Any, used: str, *unused: str) -> None:
+    """**Raises** `TypeError` if the class of `model` overrides a method that is `unused`,
+    where the user calls `used` and would expect the override to count."""
+    for name in unused:
+        method = getattr(type(model), name)
+        if not method.__module__.startswith(f"{__name__.partition('.')[0]}."):
+            raise TypeError(
+                f"{type(model).__name__} overrides {name}, and {used} does not go by it. "
+                "Change what both use instead: a layer, an attention, or the lm_head, as "
+                "an AbstractLMHead."
+            )
+
+
+def run_decoder(
+    decoder: BartDecoder,
+    config: BartConfig,
+    inputs_embeds: Float[Array, "batch target d_model"],
+    attention_mask: Mask[ArrayLike, "batch target"] | None,
+    position_ids: Integer[ArrayLike, "#batch target"] | None,
+    before: Source | BartCache | None,
+    *,
+    show: Show,
+    key: PRNGKeyArray | None,
+) -> tuple[BaseModelOutputWithCrossAttentions, BartCache | None]:
+    """The decoder's outputs for all tokens, given a source or none; or for those that
+    follow a cache, and the next cache.
+
+    **Raises** `ValueError` if a position is outside the table, or if the tokens do not fit
+    the cache.
+    """
+    if position_ids is not None:
+        position_ids = decoder.embed_positions.checked(position_ids, "decoder_position_ids")
+    if isinstance(before, BartCache):
+        cache = before.check(config, *inputs_embeds.shape[:2])
+        return decoder.step(
+            inputs_embeds, cache, attention_mask, position_ids, show=show, key=key
+        )
+    decoded = decoder(
+        inputs_embeds, attention_mask, position_ids, before, show=show, key=key
+    )
+    return decoded, None
