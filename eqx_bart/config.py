@@ -9,7 +9,7 @@ from typing import Any, cast, no_type_check
 import jax
 
 from .files.errors import CheckpointError
-from .files.hub import locate
+from .files.hub import locate, split_options
 from .files.json_files import read_json, write_json
 from .nn.activations import ACTIVATIONS
 from .settings import as_id_tuple, is_int, is_real, plain_fields
@@ -283,39 +283,23 @@ class BartConfig:
         return {"model_type": MODEL_TYPE, **values, **extra}
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        **overrides: Any,
-    ) -> "BartConfig":
+    def from_pretrained(cls, path: str | Path, **options: Any) -> "BartConfig":
         """Reads `config.json`.
 
         **Arguments:**
 
         - `path`: the file, the directory that holds it, or the name of a model on the
             Hugging Face hub.
-        - `revision`, `token`, `cache_dir`, `local_files_only`: for the hub; see
-            `huggingface_hub.hf_hub_download`.
-        - `overrides`: fields to set otherwise than the file does. Another `num_labels`
-            replaces the labels' names.
+        - `options`: for the hub `revision`, `token`, `cache_dir` and `local_files_only`,
+            see `HubOptions`; and fields to set otherwise than the file does, of which
+            another `num_labels` replaces the labels' names.
 
         **Raises** `CheckpointError` if there is nothing at `path`, if the hub does not give
         it, or if it is not the JSON of a BART config; `FileNotFoundError` if the directory
         holds no such file.
         """
-        path = locate(
-            path,
-            weights=False,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
+        hub, overrides = split_options(options)
+        path = locate(path, weights=False, **hub)
         values = read_json(path, "config.json")
         try:
             if overrides.get("num_labels") not in (

@@ -5,13 +5,13 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, no_type_check
+from typing import Any, no_type_check, Unpack
 
 import jax
 
 from ..config import BartConfig
 from ..files.errors import CheckpointError
-from ..files.hub import locate
+from ..files.hub import HubOptions, locate
 from ..files.json_files import read_json, write_json
 from ..settings import (
     ABOVE_ZERO,
@@ -274,26 +274,13 @@ class GenerationConfig:
 
     @classmethod
     def from_pretrained(
-        cls,
-        path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
+        cls, path: str | Path, **hub: Unpack[HubOptions]
     ) -> "GenerationConfig":
         """Reads `generation_config.json`.
 
         Takes and **raises** what `BartConfig.from_pretrained` does, overrides apart.
         """
-        path = locate(
-            path,
-            weights=False,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
+        path = locate(path, weights=False, **hub)
         values = read_json(path, "generation_config.json")
         try:
             return cls.from_dict(values)
