@@ -1,1 +1,0 @@
-"""Tests of `eqx_bart.generation`."""
