@@ -2,18 +2,17 @@
 
 import copy
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast, no_type_check
 
 import jax
-import numpy as np
 
 from .files.errors import CheckpointError
-from .files.hub import locate
+from .files.hub import locate, split_options
 from .files.json_files import read_json, write_json
 from .nn.activations import ACTIVATIONS
+from .settings import as_id_tuple, is_int, is_real, plain_fields
 
 
 _POSITIVE = (
@@ -43,8 +42,8 @@ _TOKEN_IDS = (
     "decoder_start_token_id",
     "forced_eos_token_id",
 )
-#: The settings that may be one token id or several.
-SEVERAL_IDS = ("eos_token_id", "forced_eos_token_id")
+# The settings that may be one token id or several.
+_SEVERAL_IDS = ("eos_token_id", "forced_eos_token_id")
 #: The dtypes that weights may have.
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 _PROBLEM_TYPES = (
@@ -153,23 +152,23 @@ class BartConfig:
             names = _ordered_labels(names)
             count = len(names) if count is None else count
         count = 3 if count is None else count
-        if _is_int(count) and count > _MAX_LABELS:
+        if is_int(count) and count > _MAX_LABELS:
             raise ValueError(
                 f"BartConfig: num_labels must be at most {_MAX_LABELS}; it is {count}."
             )
         if names is None or names == _label_names(len(names)):
-            names = _label_names(count) if _is_int(count) else ()
+            names = _label_names(count) if is_int(count) else ()
         self._set("num_labels", count)
         self._set("id2label", names)
 
     def _validate(self) -> None:
         for name in _POSITIVE:
-            _check(self, name, lambda v: _is_int(v) and v > 0, "be a positive integer")
+            _check(self, name, lambda v: is_int(v) and v > 0, "be a positive integer")
         for name in _NON_NEGATIVE:
-            _check(self, name, lambda v: _is_int(v) and v >= 0, "be an integer, 0 or more")
+            _check(self, name, lambda v: is_int(v) and v >= 0, "be an integer, 0 or more")
         for name in _PROBABILITIES:
-            _check(self, name, lambda v: _is_real(v) and 0 <= v < 1, "lie in [0, 1)")
-        _check(self, "init_std", lambda v: _is_real(v) and v >= 0, "be 0 or more")
+            _check(self, name, lambda v: is_real(v) and 0 <= v < 1, "lie in [0, 1)")
+        _check(self, "init_std", lambda v: is_real(v) and v >= 0, "be 0 or more")
         for name in (*_PROBABILITIES, "init_std"):
             self._set(name, float(getattr(self, name)))
         for name in ("scale_embedding", "tie_word_embeddings"):
@@ -191,7 +190,7 @@ class BartConfig:
             _check(
                 self,
                 name,
-                lambda v, name=name: self._is_token_id(v, several=name in SEVERAL_IDS),
+                lambda v, name=name: self._is_token_id(v, several=name in _SEVERAL_IDS),
                 f"be an id below vocab_size={self.vocab_size}, or none",
             )
         _check(
@@ -218,7 +217,7 @@ class BartConfig:
             return len(value) > 0 and all(
                 i is not None and self._is_token_id(i, several=False) for i in value
             )
-        return value is None or (_is_int(value) and 0 <= value < self.vocab_size)
+        return value is None or (is_int(value) and 0 <= value < self.vocab_size)
 
     @property
     def is_custom(self) -> bool:
@@ -278,45 +277,29 @@ class BartConfig:
         values["id2label"] = {str(i): label for i, label in enumerate(labels)}
         values["label2id"] = _inverse(labels)
         del values["num_labels"]
-        for name in SEVERAL_IDS:
+        for name in _SEVERAL_IDS:
             if isinstance(values[name], tuple):
                 values[name] = list(values[name])
         return {"model_type": MODEL_TYPE, **values, **extra}
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        **overrides: Any,
-    ) -> "BartConfig":
+    def from_pretrained(cls, path: str | Path, **options: Any) -> "BartConfig":
         """Reads `config.json`.
 
         **Arguments:**
 
         - `path`: the file, the directory that holds it, or the name of a model on the
             Hugging Face hub.
-        - `revision`, `token`, `cache_dir`, `local_files_only`: for the hub; see
-            `huggingface_hub.hf_hub_download`.
-        - `overrides`: fields to set otherwise than the file does. Another `num_labels`
-            replaces the labels' names.
+        - `options`: for the hub `revision`, `token`, `cache_dir` and `local_files_only`,
+            see `HubOptions`; and fields to set otherwise than the file does, of which
+            another `num_labels` replaces the labels' names.
 
         **Raises** `CheckpointError` if there is nothing at `path`, if the hub does not give
         it, or if it is not the JSON of a BART config; `FileNotFoundError` if the directory
         holds no such file.
         """
-        path = locate(
-            path,
-            weights=False,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
+        hub, overrides = split_options(options)
+        path = locate(path, weights=False, **hub)
         values = read_json(path, "config.json")
         try:
             if overrides.get("num_labels") not in (
@@ -333,35 +316,6 @@ class BartConfig:
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes `config.json` into `directory`, which is made if need be."""
         write_json(Path(directory), "config.json", self.to_dict())
-
-
-def plain_fields(config: Any) -> None:
-    """Turns the fields of a frozen dataclass from NumPy's numbers into Python's, and from
-    lists into tuples."""
-    for field in dataclasses.fields(config):
-        object.__setattr__(config, field.name, _plain(getattr(config, field.name)))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return tuple(_plain(v) for v in value)
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def as_id_tuple(ids: int | tuple[int, ...] | None) -> tuple[int, ...]:
-    """Token ids as a tuple, given as none, one or several."""
-    if ids is None:
-        return ()
-    return (ids,) if isinstance(ids, int) else ids
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_real(value: Any) -> bool:
-    is_float = isinstance(value, float) and math.isfinite(value)
-    return is_float or (_is_int(value) and abs(value) < 2**53)
 
 
 def _check(config: BartConfig, name: str, is_valid: Any, expected: str) -> None:

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import equinox as eqx
 import jax
@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray
 from ..config import BartConfig, CUSTOM_MODEL_TYPE, MODEL_TYPE
 from ..files.errors import CheckpointError
 from ..files.formats import find_weights
-from ..files.hub import locate
+from ..files.hub import HubOptions, locate
 from ..files.json_files import write_json
 from ..files.tensors import StoredTensor
 from ..files.writing import num_bytes, replacing, write_weights
@@ -47,10 +47,7 @@ class PretrainedModel(eqx.Module):
         dtype: Any = None,
         key: PRNGKeyArray | None = None,
         ignore_mismatched_sizes: bool = False,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
+        **hub: Unpack[HubOptions],
     ) -> Model:
         """Loads a checkpoint that HF's PyTorch or Flax BART, or `save_pretrained`, wrote.
 
@@ -67,8 +64,8 @@ class PretrainedModel(eqx.Module):
         - `ignore_mismatched_sizes`: where the config has another vocabulary than the
             checkpoint, keep the tokens that both have and draw others; where it has
             another head, draw that. An error by default.
-        - `revision`, `token`, `cache_dir`, `local_files_only`: for the hub; see
-            `huggingface_hub.hf_hub_download`.
+        - `hub`: `revision`, `token`, `cache_dir` and `local_files_only`; see
+            `HubOptions`.
 
         **Returns** the model, in inference mode.
 
@@ -76,14 +73,7 @@ class PretrainedModel(eqx.Module):
         or, naming every such tensor, if some are missing, unexpected or of another shape
         than the config says; `FileNotFoundError` if there is no config.
         """
-        path = locate(
-            path,
-            weights=True,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
+        path = locate(path, weights=True, **hub)
         weights = find_weights(path)
         directory = weights.file.parent
         config = config or BartConfig.from_pretrained(directory)

@@ -6,7 +6,9 @@ variables when it is imported.
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast, TypedDict, Unpack
 
 from .errors import CheckpointError
 from .formats import FORMATS, shards
@@ -16,15 +18,30 @@ from .formats import FORMATS, shards
 _SUFFIXES = (".json", *(suffix for format_ in FORMATS for suffix in format_.suffixes))
 
 
-def locate(
-    path: str | Path,
-    *,
-    weights: bool,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-) -> Path:
+class HubOptions(TypedDict, total=False):
+    """How the Hugging Face hub is asked, as `huggingface_hub.hf_hub_download` is. It is not
+    asked for what is on this machine.
+
+    - `revision`: the branch, tag or commit; `main` by default.
+    - `token`: the hub's token; by default that of `HF_TOKEN` or of `hf auth login`.
+    - `cache_dir`: the cache; that of `huggingface_hub` by default.
+    - `local_files_only`: whether to do with what is in the cache, as `HF_HUB_OFFLINE` does.
+    """
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[HubOptions, dict[str, Any]]:
+    """Those of the keyword arguments that are for the hub, and the others."""
+    hub = {k: v for k, v in options.items() if k in HubOptions.__annotations__}
+    others = {k: v for k, v in options.items() if k not in hub}
+    return cast("HubOptions", hub), others
+
+
+def locate(path: str | Path, *, weights: bool, **hub: Unpack[HubOptions]) -> Path:
     """The directory or file at `path`, or a directory with the model of that name.
 
     From the hub come `config.json`, `generation_config.json` if there is one, and weights
@@ -35,14 +52,13 @@ def locate(
 
     - `path`: what is on this machine or, as a string, the name of a model on the hub.
     - `weights`: whether weights are wanted.
-    - `revision`: the branch, tag or commit; `main` by default.
-    - `token`: the hub's token; by default that of `HF_TOKEN` or of `hf auth login`.
-    - `cache_dir`: the cache; that of `huggingface_hub` by default.
-    - `local_files_only`: whether to do with what is in the cache, as `HF_HUB_OFFLINE` does.
+    - `hub`: see `HubOptions`.
 
-    **Raises** `CheckpointError` if there is nothing of that name, or not all of it can be
-    had.
+    **Raises** `TypeError` if there is no such option; `CheckpointError` if there is nothing
+    of that name, or not all of it can be had.
     """
+    if unknown := split_options(hub)[1]:
+        raise TypeError(f"from_pretrained has no argument {', '.join(unknown)}.")
     if os.path.exists(path):  # noqa: PTH110  # a Path's own raises if the name is too long
         return Path(path)
     if isinstance(path, Path) or not _may_be_on_hub(path):
@@ -52,13 +68,12 @@ def locate(
         )
     from huggingface_hub import is_offline_mode
 
-    offline = local_files_only or is_offline_mode()
-    model = _HubModel(path, revision, token, cache_dir, offline)
+    offline = hub.get("local_files_only", False) or is_offline_mode()
+    model = _HubModel(path, {**hub, "local_files_only": offline})
     directory = model.get("config.json").parent
     # Its name is the commit. Someone may push another before the last file is here.
-    model = dataclasses.replace(
-        model, revision=directory.name, cache_dir=directory.parents[2]
-    )
+    pinned: HubOptions = {"revision": directory.name, "cache_dir": directory.parents[2]}
+    model = _HubModel(path, {**model.options, **pinned})
     model.find("generation_config.json")
     if weights:
         model.get_weights()
@@ -77,16 +92,17 @@ def _may_be_on_hub(path: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _HubModel:
-    """A model on the hub, or what the cache has of it if `offline`."""
+    """A model on the hub, or what the cache has of it if `local_files_only`."""
 
     name: str
-    revision: str | None
-    token: str | bool | None
-    cache_dir: str | Path | None
-    offline: bool
+    options: HubOptions
 
     def __str__(self) -> str:
-        return f"{self.name} (revision {self.revision or 'main'})"
+        return f"{self.name} (revision {self.options.get('revision') or 'main'})"
+
+    @property
+    def offline(self) -> bool:
+        return self.options.get("local_files_only", False)
 
     def get_weights(self) -> None:
         """Gets the file or the shards of the first format that there is."""
@@ -111,7 +127,12 @@ class _HubModel:
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
-        cached = try_to_load_from_cache(self.name, file, self.cache_dir, self.revision)
+        cached = try_to_load_from_cache(
+            self.name,
+            file,
+            cache_dir=self.options.get("cache_dir"),
+            revision=self.options.get("revision"),
+        )
         if not isinstance(cached, str | None):  # known not to exist
             return None
         absence = LocalEntryNotFoundError if self.offline else RemoteEntryNotFoundError
@@ -127,16 +148,7 @@ class _HubModel:
         from huggingface_hub import hf_hub_download
 
         try:
-            return Path(
-                hf_hub_download(
-                    self.name,
-                    file,
-                    revision=self.revision,
-                    token=self.token,
-                    cache_dir=self.cache_dir,
-                    local_files_only=self.offline,
-                )
-            )
+            return Path(hf_hub_download(self.name, file, **self.options))
         except Exception as error:
             raise CheckpointError(
                 f"Cannot get {file} of {self} from the Hugging Face hub: "

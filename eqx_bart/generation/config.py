@@ -2,245 +2,81 @@
 
 import copy
 import dataclasses
-import math
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, no_type_check
+from typing import Any, no_type_check, Unpack
 
 import jax
 
-from ..config import as_id_tuple, BartConfig, plain_fields, SEVERAL_IDS
+from ..config import BartConfig
 from ..files.errors import CheckpointError
-from ..files.hub import locate
+from ..files.hub import HubOptions, locate
 from ..files.json_files import read_json, write_json
-
-
-# HF's settings that would change the result and that `generate` does not have, with the
-# values at which they change nothing.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "constraints": ([],),
-    "dola_layers": (),
-    "force_words_ids": ([],),
-    "guidance_scale": (1.0,),
-    "low_memory": (False,),
-    "max_time": (),
-    "num_beam_groups": (1,),
-    "output_hidden_states": (False,),
-    "penalty_alpha": (0.0,),
-    "stop_strings": ([],),
-    "token_healing": (False,),
-    "top_h": (),
-    "watermarking_config": (),
-}
-# HF's settings of how it computes the result.
-_INERT = (
-    "assistant_confidence_threshold",
-    "assistant_early_exit",
-    "assistant_ensemble_weight",
-    "assistant_lookbehind",
-    "cache_config",
-    "cache_implementation",
-    "compile_config",
-    "disable_compile",
-    "diversity_penalty",
-    "is_assistant",
-    "max_cache_len",
-    "max_matching_ngram_size",
-    "num_assistant_tokens",
-    "num_assistant_tokens_schedule",
-    "prefill_chunk_size",
-    "prompt_lookup_num_tokens",
-    "return_dict_in_generate",
-    "speculation_type",
-    "target_lookbehind",
-    "use_cache",
-    "use_mtp",
+from ..settings import (
+    ABOVE_ZERO,
+    as_id_tuple,
+    as_lists,
+    BIASES,
+    check_settings,
+    COUNT,
+    CUTOFF,
+    documented,
+    FLAG,
+    FRACTION,
+    is_real,
+    Kind,
+    NUMBER,
+    plain_fields,
+    POSITIVE,
+    POSITIVE_FRACTION,
+    SEQUENCES,
+    setting,
+    settings_of,
+    TOKEN_ID,
+    TOKEN_ID_OR_IDS,
+    TOKEN_IDS,
 )
-_DEFAULTS: dict[str, Any] = {
-    "do_sample": False,
-    "early_stopping": False,
-    "encoder_no_repeat_ngram_size": 0,
-    "encoder_repetition_penalty": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "length_penalty": 1.0,
-    "min_p": 0.0,
-    "no_repeat_ngram_size": 0,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "output_attentions": False,
-    "output_logits": False,
-    "output_scores": False,
-    "output_token_log_probs": False,
-    "remove_invalid_values": False,
-    "renormalize_logits": False,
-    "repetition_penalty": 1.0,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "typical_p": 1.0,
-}
+from .unsupported import INERT, NEUTRAL
+
+
 _DEFAULT_NEW_TOKENS = 20
 
-# What settings are that are not set; none is that in a config that is settled.
-_UNSET: Any = None
-
-# The settings that hold token ids: one, several, or sequences of them.
-_TOKEN_ID = (
-    "pad_token_id",
-    "bos_token_id",
-    "decoder_start_token_id",
-    "forced_bos_token_id",
+_length = functools.partial(setting, "**Length:**")
+_strategy = functools.partial(setting, "**Strategy:**")
+_scores = functools.partial(setting, "**Scores**, in the order in which they apply:")
+_sampling = functools.partial(
+    setting,
+    "**Sampling**, with `do_sample` only, before `renormalize_logits` and in this order:",
 )
-_TOKEN_IDS = (*SEVERAL_IDS, "suppress_tokens", "begin_suppress_tokens")
+_tokens = functools.partial(setting, "**Token ids:**")
+_results = functools.partial(setting, "**Results** on request, see `GenerationOutput`:")
 
-
-def _is_int(value: Any, least: int = 0) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_real(value: Any) -> bool:
-    return _is_int(value, -(10**9)) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _is_ids(value: Any) -> bool:
-    return isinstance(value, tuple) and all(_is_int(i) for i in value)
-
-
-def _is_id_or_ids(value: Any) -> bool:
-    return _is_int(value) or (_is_ids(value) and len(value) > 0)
-
-
-def _is_biases(value: Any) -> bool:
-    return isinstance(value, tuple) and all(
-        isinstance(pair, tuple)
-        and len(pair) == 2
-        and _is_ids(pair[0])
-        and len(pair[0]) > 0
-        and isinstance(pair[1], int | float)
-        and not math.isnan(pair[1])
-        for pair in value
-    )
-
-
-def _is_decay(value: Any) -> bool:
-    is_pair = isinstance(value, tuple) and len(value) == 2
-    return is_pair and _is_int(value[0]) and _is_real(value[1]) and value[1] > 0
-
-
-# What the values of each setting must be, in words and as a function.
-_Rule = tuple[Callable[[Any], bool], str]
-_POSITIVE: _Rule = (lambda v: _is_int(v, 1), "be an integer, 1 or more")
-_COUNT: _Rule = (_is_int, "be an integer, 0 or more")
-_FLAG: _Rule = (lambda v: isinstance(v, bool), "be true or false")
-_ABOVE_ZERO: _Rule = (lambda v: _is_real(v) and v > 0, "be a number above 0")
-_FRACTION: _Rule = (lambda v: _is_real(v) and 0 <= v <= 1, "lie in [0, 1]")
-_CUTOFF: _Rule = (lambda v: _is_real(v) and 0 <= v < 1, "lie in [0, 1)")
-_IDS: _Rule = (_is_ids, "be a list of token ids")
-_RULES: dict[str, _Rule] = {
-    **{name: _FLAG for name, value in _DEFAULTS.items() if value is False},
-    "max_length": _POSITIVE,
-    "max_new_tokens": _POSITIVE,
-    "min_length": _COUNT,
-    "min_new_tokens": _COUNT,
-    "num_beams": _POSITIVE,
-    "num_return_sequences": _POSITIVE,
-    "early_stopping": (
-        lambda v: isinstance(v, bool) or v == "never",
-        'be true, false or "never"',
+_EARLY_STOPPING = Kind(
+    lambda v: isinstance(v, bool) or v == "never", 'be true, false or "never"'
+)
+_TEMPERATURE = Kind(lambda v: is_real(v) and v > 0, "be above 0; do_sample=False is greedy")
+_DECAY = Kind(
+    lambda v: (
+        isinstance(v, tuple)
+        and len(v) == 2
+        and COUNT.is_valid(v[0])
+        and ABOVE_ZERO.is_valid(v[1])
     ),
-    "length_penalty": (_is_real, "be a number"),
-    "temperature": (
-        lambda v: _is_real(v) and v > 0,
-        "be above 0; do_sample=False is greedy",
-    ),
-    "top_k": _COUNT,
-    "top_p": _FRACTION,
-    "min_p": _FRACTION,
-    "typical_p": (lambda v: _is_real(v) and 0 < v <= 1, "lie in (0, 1]"),
-    "epsilon_cutoff": _CUTOFF,
-    "eta_cutoff": _CUTOFF,
-    "repetition_penalty": _ABOVE_ZERO,
-    "encoder_repetition_penalty": _ABOVE_ZERO,
-    "no_repeat_ngram_size": _COUNT,
-    "encoder_no_repeat_ngram_size": _COUNT,
-    "bad_words_ids": (
-        lambda v: isinstance(v, tuple) and all(_is_ids(ids) and ids for ids in v),
-        "be a list of lists of token ids",
-    ),
-    "sequence_bias": (_is_biases, "be pairs of a list of token ids and a number"),
-    "suppress_tokens": _IDS,
-    "begin_suppress_tokens": _IDS,
-    "exponential_decay_length_penalty": (
-        _is_decay,
-        "be a start, an integer, and a factor above 0",
-    ),
-    **dict.fromkeys(_TOKEN_ID, (_is_int, "be a token id, an integer, 0 or more")),
-    **dict.fromkeys(SEVERAL_IDS, (_is_id_or_ids, "be a token id, an integer, or several")),
-}
+    "be a start, an integer, and a factor above 0",
+)
 
 
 @no_type_check  # __post_init__ gives better messages
+@documented
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
     """The settings of `generate`, under HF's names.
 
-    Every field is optional. A config that is given to `generate` leaves what it does not
+    Every setting is optional. A config that is given to `generate` leaves what it does not
     set to the model's own `generation_config`, and that leaves it to HF's defaults, which
     stand in parentheses below. Source: HF's `GenerationConfig`.
-
-    **Length:**
-
-    - `max_length`: the length of the result at most, the prompt included.
-    - `max_new_tokens`: the same, the prompt excluded; it goes before `max_length`. With
-        neither, 20 tokens are generated, or as many as the model has positions for.
-    - `min_length`, `min_new_tokens`: no row ends before it has this many. (0)
-
-    **Strategy:**
-
-    - `do_sample`: draw tokens at random, rather than take the likeliest. (False)
-    - `num_beams`: how many continuations of a row beam search follows. (1, no search)
-    - `num_return_sequences`: how many of them, or how many samples, to return. (1)
-    - `early_stopping`: end the search of a row when it has `num_beams` ended ones (True),
-        when better ones are unlikely (False), or impossible ("never"). (False)
-    - `length_penalty`: beams are ranked by log-probability over length to this power. (1)
-
-    **Scores**, in the order in which they apply:
-
-    - `sequence_bias`: what is added to the score of the last token of each sequence, where
-        the others stand before it: pairs of token ids and a number.
-    - `encoder_repetition_penalty`: above 1, favours the tokens of the source. (1)
-    - `repetition_penalty`: above 1, disfavours the tokens of the row itself. (1)
-    - `no_repeat_ngram_size`, `encoder_no_repeat_ngram_size`: n-grams of this size that
-        stand in the row, or the source, may not come up again. (0, none)
-    - `bad_words_ids`: sequences of token ids that may not come up.
-    - `forced_bos_token_id`: the token that comes second, behind the start.
-    - `forced_eos_token_id`: the token at `max_length`, if a row gets there.
-    - `remove_invalid_values`: replace NaN and infinity by finite scores. (False)
-    - `exponential_decay_length_penalty`: a start and a factor; from the start on, the end
-        is favoured, by a factor more each step.
-    - `suppress_tokens`, `begin_suppress_tokens`: tokens that may not come up, at all or
-        as the first.
-    - `renormalize_logits`: make the scores log-probabilities again, at last. (False)
-
-    **Sampling**, with `do_sample` only, before `renormalize_logits` and in this order:
-
-    - `temperature`: what the scores are divided by. (1)
-    - `top_k`: keep this many of the likeliest tokens; 0 keeps all. (50)
-    - `top_p`: keep the likeliest that have this probability together. (1, all)
-    - `min_p`: keep those with this share of the likeliest's probability. (0, all)
-    - `typical_p`: keep the most typical that have this probability together. (1, all)
-    - `epsilon_cutoff`, `eta_cutoff`: keep those that are likelier than this. (0, all)
-
-    **Token ids:**
-
-    - `decoder_start_token_id`: the first token of the result; `bos_token_id` by default.
-    - `eos_token_id`: the token, or tokens, that end a row.
-    - `pad_token_id`: what fills a row behind its end; the first `eos_token_id` by default.
-
-    **Results** on request, see `GenerationOutput`: `output_scores`, `output_logits`,
-    `output_token_log_probs`, `output_attentions`.
 
     `extra` has HF's other settings, kept so that they can be written back. `generate`
     refuses those that would change its result.
@@ -248,43 +84,134 @@ class GenerationConfig:
     **Raises** `ValueError` naming the field, its value and what is allowed.
     """
 
-    max_length: int | None = None
-    max_new_tokens: int = _UNSET
-    min_length: int | None = None
-    min_new_tokens: int = _UNSET
-    do_sample: bool = _UNSET
-    num_beams: int = _UNSET
-    num_return_sequences: int = _UNSET
-    early_stopping: bool | str = _UNSET
-    length_penalty: float = _UNSET
-    temperature: float = _UNSET
-    top_k: int = _UNSET
-    top_p: float = _UNSET
-    min_p: float = _UNSET
-    typical_p: float = _UNSET
-    epsilon_cutoff: float = _UNSET
-    eta_cutoff: float = _UNSET
-    repetition_penalty: float = _UNSET
-    encoder_repetition_penalty: float = _UNSET
-    no_repeat_ngram_size: int = _UNSET
-    encoder_no_repeat_ngram_size: int = _UNSET
-    bad_words_ids: tuple[tuple[int, ...], ...] | None = None
-    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = None
-    suppress_tokens: tuple[int, ...] | None = None
-    begin_suppress_tokens: tuple[int, ...] | None = None
-    exponential_decay_length_penalty: tuple[int, float] | None = None
-    remove_invalid_values: bool = _UNSET
-    renormalize_logits: bool = _UNSET
-    pad_token_id: int = _UNSET
-    bos_token_id: int | None = None
-    eos_token_id: int | tuple[int, ...] | None = None
-    decoder_start_token_id: int | None = None
-    forced_bos_token_id: int | None = None
-    forced_eos_token_id: int | tuple[int, ...] | None = None
-    output_scores: bool = _UNSET
-    output_logits: bool = _UNSET
-    output_token_log_probs: bool = _UNSET
-    output_attentions: bool = _UNSET
+    max_length: int | None = _length(
+        POSITIVE, "the length of the result at most, the prompt included"
+    )
+    max_new_tokens: int = _length(
+        POSITIVE,
+        "the same, the prompt excluded; it goes before `max_length`. With neither, 20 "
+        "tokens are generated, or as many as the model has positions for",
+    )
+    min_length: int | None = _length(
+        COUNT, "no row ends before it has this many tokens, the prompt included", default=0
+    )
+    min_new_tokens: int = _length(
+        COUNT, "the same, the prompt excluded; it goes before `min_length`"
+    )
+    do_sample: bool = _strategy(
+        FLAG, "draw tokens at random, rather than take the likeliest", default=False
+    )
+    num_beams: int = _strategy(
+        POSITIVE, "how many continuations of a row are searched; 1 is no search", default=1
+    )
+    num_return_sequences: int = _strategy(
+        POSITIVE, "how many of them, or how many samples, to return", default=1
+    )
+    early_stopping: bool | str = _strategy(
+        _EARLY_STOPPING,
+        "end the search of a row when it has `num_beams` ended ones (True), when better "
+        'ones are unlikely (False), or impossible ("never")',
+        default=False,
+    )
+    length_penalty: float = _strategy(
+        NUMBER, "beams rank by log-probability over length to this power", default=1.0
+    )
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = _scores(
+        BIASES,
+        "what is added to the score of the last token of each sequence, where the others "
+        "stand before it: pairs of token ids and a number",
+    )
+    encoder_repetition_penalty: float = _scores(
+        ABOVE_ZERO, "above 1, favours the tokens of the source", default=1.0
+    )
+    repetition_penalty: float = _scores(
+        ABOVE_ZERO, "above 1, disfavours the tokens of the row itself", default=1.0
+    )
+    no_repeat_ngram_size: int = _scores(
+        COUNT, "no n-gram of this size in the row comes up again; 0 is none", default=0
+    )
+    encoder_no_repeat_ngram_size: int = _scores(
+        COUNT, "no n-gram of this size in the source comes up; 0 is none", default=0
+    )
+    bad_words_ids: tuple[tuple[int, ...], ...] | None = _scores(
+        SEQUENCES, "sequences of token ids that may not come up"
+    )
+    forced_bos_token_id: int | None = _scores(
+        TOKEN_ID, "the token that comes second, behind the start"
+    )
+    forced_eos_token_id: int | tuple[int, ...] | None = _scores(
+        TOKEN_ID_OR_IDS, "the token at `max_length`, if a row gets there"
+    )
+    remove_invalid_values: bool = _scores(
+        FLAG, "replace NaN and infinity by finite scores", default=False
+    )
+    exponential_decay_length_penalty: tuple[int, float] | None = _scores(
+        _DECAY,
+        "a start and a factor; from the start on, the end is favoured, by a factor more "
+        "each step",
+    )
+    suppress_tokens: tuple[int, ...] | None = _scores(
+        TOKEN_IDS, "tokens that may not come up"
+    )
+    begin_suppress_tokens: tuple[int, ...] | None = _scores(
+        TOKEN_IDS, "tokens that may not come up as the first"
+    )
+    renormalize_logits: bool = _scores(
+        FLAG, "make the scores log-probabilities again, at last", default=False
+    )
+    temperature: float = _sampling(
+        _TEMPERATURE, "what the scores are divided by", default=1.0
+    )
+    top_k: int = _sampling(
+        COUNT, "keep this many of the likeliest tokens; 0 keeps all", default=50
+    )
+    top_p: float = _sampling(
+        FRACTION,
+        "keep the likeliest that have this probability together; 1 keeps all",
+        default=1.0,
+    )
+    min_p: float = _sampling(
+        FRACTION,
+        "keep those with this share of the likeliest's probability; 0 keeps all",
+        default=0.0,
+    )
+    typical_p: float = _sampling(
+        POSITIVE_FRACTION,
+        "keep the most typical that have this probability together; 1 keeps all",
+        default=1.0,
+    )
+    epsilon_cutoff: float = _sampling(
+        CUTOFF, "keep those that are likelier than this; 0 keeps all", default=0.0
+    )
+    eta_cutoff: float = _sampling(
+        CUTOFF,
+        "the same, with a lower bar where probability is spread; 0 keeps all",
+        default=0.0,
+    )
+    decoder_start_token_id: int | None = _tokens(
+        TOKEN_ID, "the first token of the result; `bos_token_id` by default"
+    )
+    bos_token_id: int | None = _tokens(
+        TOKEN_ID, "the first token, unless `decoder_start_token_id` is set"
+    )
+    eos_token_id: int | tuple[int, ...] | None = _tokens(
+        TOKEN_ID_OR_IDS, "the token, or tokens, that end a row"
+    )
+    pad_token_id: int = _tokens(
+        TOKEN_ID, "what fills a row behind its end; the first `eos_token_id` by default"
+    )
+    output_scores: bool = _results(
+        FLAG, "what each step has chosen from, as `scores`", default=False
+    )
+    output_logits: bool = _results(
+        FLAG, "the same before all processors, as `logits`", default=False
+    )
+    output_token_log_probs: bool = _results(
+        FLAG, "the log-probability of each new token, as `token_log_probs`", default=False
+    )
+    output_attentions: bool = _results(
+        FLAG, "the decoder's attention to the source, as `cross_attentions`", default=False
+    )
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
@@ -292,13 +219,7 @@ class GenerationConfig:
             object.__setattr__(self, "sequence_bias", tuple(self.sequence_bias.items()))
         plain_fields(self)
         object.__setattr__(self, "extra", copy.deepcopy(dict(self.extra)))
-        for name in self._fields():
-            is_valid, expected = _RULES[name]
-            value = getattr(self, name)
-            if value is not None and not is_valid(value):
-                raise ValueError(
-                    f"GenerationConfig: {name} must {expected}; it is {value!r}."
-                )
+        check_settings(self)
         self._check_contradictions()
 
     def _check_contradictions(self) -> None:
@@ -329,13 +250,9 @@ class GenerationConfig:
                 )
 
     @classmethod
-    def _fields(cls) -> Iterator[str]:
-        return (field.name for field in dataclasses.fields(cls) if field.name != "extra")
-
-    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GenerationConfig":
         """Builds a config from the contents of a `generation_config.json`."""
-        names = set(cls._fields())
+        names = settings_of(cls)
         known = {name: value for name, value in values.items() if name in names}
         extra = {name: value for name, value in values.items() if name not in names}
         return cls(**known, extra=extra)
@@ -353,30 +270,17 @@ class GenerationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of this config's `generation_config.json`."""
-        return {name: _as_lists(v) for name, v in self._set().items()} | dict(self.extra)
+        return {name: as_lists(v) for name, v in self._set().items()} | dict(self.extra)
 
     @classmethod
     def from_pretrained(
-        cls,
-        path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
+        cls, path: str | Path, **hub: Unpack[HubOptions]
     ) -> "GenerationConfig":
         """Reads `generation_config.json`.
 
         Takes and **raises** what `BartConfig.from_pretrained` does, overrides apart.
         """
-        path = locate(
-            path,
-            weights=False,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
+        path = locate(path, weights=False, **hub)
         values = read_json(path, "generation_config.json")
         try:
             return cls.from_dict(values)
@@ -417,7 +321,7 @@ class GenerationConfig:
     @classmethod
     def _names(cls) -> set[str]:
         """The names of all of HF's settings that are known here."""
-        return {*cls._fields(), *_NEUTRAL, *_INERT}
+        return {*settings_of(cls), *NEUTRAL, *INERT}
 
     @property
     def start_token_id(self) -> int:
@@ -443,31 +347,29 @@ class GenerationConfig:
         """
         self._refuse_unsupported()
         self._check_ids(vocab_size)
-        values = _DEFAULTS | self._set()
+        given = self._set()
+        values = self._defaults() | given
         values["max_new_tokens"] = self._max_new_tokens(prompt_length, max_positions)
-        if "min_new_tokens" not in values:
-            values["min_new_tokens"] = max(values.get("min_length", 0) - prompt_length, 0)
+        if "min_new_tokens" not in given:
+            values["min_new_tokens"] = max(values["min_length"] - prompt_length, 0)
         values |= {"max_length": None, "min_length": None}
         if "pad_token_id" not in values:
             values["pad_token_id"] = next(iter(as_id_tuple(self.eos_token_id)), 0)
         return type(self)(**values)
 
     def _set(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in self._fields()}
+        values = {name: getattr(self, name) for name in settings_of(type(self))}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        values = {name: declared.default for name, declared in settings_of(cls).items()}
         return {name: value for name, value in values.items() if value is not None}
 
     def _check_ids(self, vocab_size: int) -> None:
-        for name in self._fields():
-            value = getattr(self, name)
-            if name in (*_TOKEN_ID, *_TOKEN_IDS):
-                ids = as_id_tuple(value)
-            elif name == "bad_words_ids":
-                ids = (i for word in value or () for i in word)
-            elif name == "sequence_bias":
-                ids = (i for sequence, _ in value or () for i in sequence)
-            else:
-                continue
-            for token_id in ids:
+        settings = settings_of(type(self))
+        for name, value in self._set().items():
+            for token_id in settings[name].kind.token_ids(value):
                 if token_id >= vocab_size:
                     raise ValueError(
                         f"GenerationConfig: {name}={token_id} is outside the vocabulary "
@@ -475,11 +377,11 @@ class GenerationConfig:
                     )
 
     def _refuse_unsupported(self) -> None:
-        values = {k: v for k, v in self.extra.items() if k in _NEUTRAL and v is not None}
-        refused = {k: v for k, v in values.items() if v not in _NEUTRAL[k]}
+        values = {k: v for k, v in self.extra.items() if k in NEUTRAL and v is not None}
+        refused = {k: v for k, v in values.items() if v not in NEUTRAL[k]}
         if refused:
             given = ", ".join(f"{k}={v!r}" for k, v in refused.items())
-            without = ", ".join(f"{k}={next(iter(_NEUTRAL[k]), None)!r}" for k in refused)
+            without = ", ".join(f"{k}={next(iter(NEUTRAL[k]), None)!r}" for k in refused)
             raise ValueError(
                 f"generate does not support {given} and will not ignore it: pass {without} "
                 "to do without."
@@ -504,7 +406,3 @@ class GenerationConfig:
                 f"{max_length} tokens that may be generated, the prompt included."
             )
         return max_length - prompt_length
-
-
-def _as_lists(value: Any) -> Any:
-    return [_as_lists(v) for v in value] if isinstance(value, tuple) else value

@@ -25,7 +25,7 @@ from oracle import random_config, random_model
 
 import eqx_bart as eb
 from eqx_bart.files.formats import FORMATS
-from eqx_bart.files.hub import locate
+from eqx_bart.files.hub import HubOptions, locate
 
 
 NAME = "org/tiny"
@@ -465,6 +465,25 @@ def test_configs_from_the_hub(hub, saved):
     hub.push(NAME, {"config.json": b'{"d_model": -32}'})
     with pytest.raises(eb.CheckpointError, match=r"config.json at .* d_model must be"):
         eb.BartConfig.from_pretrained(NAME)
+
+
+@pytest.mark.parametrize(
+    "cls", [eb.GenerationConfig, eb.BartModel, eb.BartForConditionalGeneration]
+)
+@pytest.mark.parametrize("path", [NAME, pathlib.Path()])
+def test_unknown_options(cls, path, hub):
+    with pytest.raises(TypeError, match="no argument revison"):
+        cls.from_pretrained(path, revison="main", local_files_only=True)
+    assert hub.requests == []
+
+
+def test_options_of_the_hub_are_no_fields_of_a_config(tmp_path, hub):
+    (tmp_path / "config.json").write_text("{}")
+    options = HubOptions(revision="x", token="x", cache_dir="x", local_files_only=True)
+    config = eb.BartConfig.from_pretrained(tmp_path, d_model=32, **options)
+    assert config == eb.BartConfig(d_model=32)
+    assert options.keys() == HubOptions.__annotations__.keys()
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,45 @@
+"""HF's generation settings that `generate` does not have."""
+
+from typing import Any
+
+
+#: Those that would change the result, with the values at which they change nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "constraints": ([],),
+    "dola_layers": (),
+    "force_words_ids": ([],),
+    "guidance_scale": (1.0,),
+    "low_memory": (False,),
+    "max_time": (),
+    "num_beam_groups": (1,),
+    "output_hidden_states": (False,),
+    "penalty_alpha": (0.0,),
+    "stop_strings": ([],),
+    "token_healing": (False,),
+    "top_h": (),
+    "watermarking_config": (),
+}
+#: Those that are about how HF computes the result.
+INERT = (
+    "assistant_confidence_threshold",
+    "assistant_early_exit",
+    "assistant_ensemble_weight",
+    "assistant_lookbehind",
+    "cache_config",
+    "cache_implementation",
+    "compile_config",
+    "disable_compile",
+    "diversity_penalty",
+    "is_assistant",
+    "max_cache_len",
+    "max_matching_ngram_size",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "prefill_chunk_size",
+    "prompt_lookup_num_tokens",
+    "return_dict_in_generate",
+    "speculation_type",
+    "target_lookbehind",
+    "use_cache",
+    "use_mtp",
+)

@@ -1,0 +1,143 @@
+"""What follows from the declarations of the settings: checks, defaults, documentation."""
+
+import dataclasses
+import inspect
+
+import jax
+import pytest
+import transformers
+
+import eqx_bart as eb
+from eqx_bart import settings
+from eqx_bart.settings import settings_of
+
+
+DECLARED = settings_of(eb.GenerationConfig)
+NAN, INFINITY = float("nan"), float("inf")
+
+# Values that settings with these words accept, and values that they refuse.
+VALUES = {
+    "be true or false": ([True, False], [0, 1, "true"]),
+    "be an integer, 1 or more": ([1, 7], [0, -1, 1.0, True, "1"]),
+    "be an integer, 0 or more": ([0, 7], [-1, 1.0, True, "1"]),
+    'be true, false or "never"': ([True, False, "never"], [1, "always"]),
+    "be a number": ([-1, 0, 0.5], [NAN, INFINITY, True, "1", 10**400]),
+    "be a number above 0": ([1, 0.5], [0, -0.5, NAN, INFINITY, True, "1"]),
+    "be above 0; do_sample=False is greedy": ([1, 0.5], [0, 0.0, -1, NAN, "1"]),
+    "lie in [0, 1]": ([0, 0.5, 1], [-0.1, 1.1, NAN, True]),
+    "lie in (0, 1]": ([0.5, 1], [0, 0.0, 1.1, NAN]),
+    "lie in [0, 1)": ([0, 0.5], [-0.1, 1, 1.0, NAN]),
+    "be a token id, an integer, 0 or more": ([0, 7], [-1, 1.0, True, (1,), "1"]),
+    "be a token id, an integer, or several": (
+        [0, 7, (7,), [0, 1]],
+        [-1, 1.0, True, (), (1, -1), (True,), "1", "", 0.0],
+    ),
+    "be a list of token ids": ([(), (0,), [0, 1]], [0, (-1,), (True,), ("1",), "1"]),
+    "be a list of lists of token ids": (
+        [(), [[0]], [[0, 1], (2,)]],
+        [0, [0], [[]], [[-1]]],
+    ),
+    "be pairs of a list of token ids and a number": (
+        [(), [[[0], 1.5]], {(0, 1): -INFINITY}, [[[0, 1], 2], [[3], 4]]],
+        [0, [[0, 1.5]], [[[], 1.5]], [[[0], NAN]], [[[0], "1"]], [[[0]]]],
+    ),
+    "be a start, an integer, and a factor above 0": (
+        [(0, 1.5), [3, 1]],
+        [1, (1,), (1, 0), (1.0, 1.5), (-1, 1.5), (1, 2, 3)],
+    ),
+}
+WITH_AN_ID_OF_9 = (
+    *((f"{x}_token_id", 9) for x in ("pad", "bos", "eos", "decoder_start")),
+    *((f"forced_{x}_token_id", 9) for x in ("bos", "eos")),
+    *((x, [0, 9]) for x in ("eos_token_id", "forced_eos_token_id")),
+    *((x, [0, 9]) for x in ("suppress_tokens", "begin_suppress_tokens")),
+    ("bad_words_ids", [[0, 1], [2, 9]]),
+    ("sequence_bias", {(0, 1): 0.5, (2, 9): 0.5}),
+)
+
+
+def test_every_field_is_declared_and_every_kind_is_tested():
+    fields = [field.name for field in dataclasses.fields(eb.GenerationConfig)]
+    assert [*DECLARED, "extra"] == fields
+    words = {name: declared.kind.words for name, declared in DECLARED.items()}
+    assert set(words.values()) == VALUES.keys()
+    with_ids = {name for name, text in words.items() if "token id" in text}
+    assert with_ids == {name for name, _ in WITH_AN_ID_OF_9}
+
+
+def test_defaults_are_those_of_hf():
+    theirs = transformers.GenerationConfig._get_default_generation_params()
+    ours = {name: declared.default for name, declared in DECLARED.items()}
+    shared = ours.keys() & theirs.keys() - {"max_length"}
+    assert len(shared) > 20
+    assert {name: ours[name] for name in shared} == {name: theirs[name] for name in shared}
+    assert eb.GenerationConfig() == eb.GenerationConfig.from_dict(dict.fromkeys(ours))
+    set_to_defaults = eb.GenerationConfig(**ours)
+    assert all(getattr(set_to_defaults, name) == v for name, v in ours.items())
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_values(name):
+    words = DECLARED[name].kind.words
+    accepted, refused = VALUES[words]
+    for value in accepted:
+        assert getattr(eb.GenerationConfig(**{name: value}), name) is not None
+    for value in refused:
+        with pytest.raises(ValueError) as error:
+            eb.GenerationConfig(**{name: value})
+        assert str(error.value).startswith(f"GenerationConfig: {name} must {words}; it is ")
+
+
+@pytest.mark.parametrize(("name", "value"), WITH_AN_ID_OF_9)
+def test_token_ids_lie_in_the_vocabulary(name, value):
+    config = eb.GenerationConfig(**{name: value})
+    assert config.settled(1, 10, 20).max_new_tokens == 19
+    with pytest.raises(ValueError, match=f"{name}=9 is outside the vocabulary of 9"):
+        config.settled(1, 9, 20)
+
+
+def test_settled_leaves_nothing_open():
+    config = eb.GenerationConfig(min_length=4, eos_token_id=[7, 8]).settled(3, 10, 20)
+    assert (config.max_new_tokens, config.min_new_tokens, config.pad_token_id) == (17, 1, 7)
+    assert (config.max_length, config.min_length) == (None, None)
+    for name, declared in DECLARED.items():
+        if declared.default is not None and name != "min_length":
+            assert getattr(config, name) == declared.default
+
+
+def test_documentation():
+    documented = inspect.getdoc(eb.GenerationConfig)
+    assert documented.startswith("The settings of `generate`, under HF's names.\n")
+    assert max(len(line) for line in documented.split("\n")) <= 88
+    entries = [x.split("`")[1] for x in documented.split("\n") if x.startswith("- `")]
+    assert entries == list(DECLARED)
+    words = " ".join(documented.split())
+    for name, declared in DECLARED.items():
+        default = "" if declared.default is None else f" ({declared.default})"
+        assert f"- `{name}`: {declared.meaning}.{default}" in words
+    headings = [x for x in documented.split("\n") if x.startswith("**")]
+    assert headings[0].startswith("**Raises**")
+    assert headings[1:] == list(dict.fromkeys(x.group for x in DECLARED.values()))
+
+
+def test_a_config_is_static():
+    config = eb.GenerationConfig(num_beams=3, bad_words_ids=[[1, 2]])
+    same = eb.GenerationConfig(num_beams=3, bad_words_ids=[[1, 2]])
+    assert (config, hash(config)) == (same, hash(same))
+    assert config != dataclasses.replace(config, num_beams=4)
+    assert jax.tree.leaves(config) == []
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.num_beams = 4
+
+
+def test_settings_are_not_checked_twice():
+    """They have checks of their own, and no shapes: annotations cost each call time."""
+    functions = [
+        *(f for _, f in inspect.getmembers(settings, inspect.isfunction)),
+        *(f for _, f in inspect.getmembers(eb.GenerationConfig, inspect.isfunction)),
+        *(f for _, f in inspect.getmembers(eb.GenerationConfig, inspect.ismethod)),
+    ]
+    assert {"is_real", "__post_init__", "settled", "from_dict"} <= {
+        f.__name__ for f in functions
+    }
+    assert not any(hasattr(f, "__wrapped__") for f in functions if f.__name__ != "__repr__")
