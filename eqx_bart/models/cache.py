@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Integer
 
 from ..config import BartConfig
+from ..nn.cache import KeyValues
 from ..nn.checks import ArrayLike, error_if, Mask
 
 
@@ -74,6 +75,16 @@ class BartCache(eqx.Module):
     def max_length(self) -> int:
         """How many tokens there is room for in each row."""
         return self.attention_mask.shape[1]
+
+    @property
+    def self_attention(self) -> tuple[KeyValues, ...]:
+        """For each `DecoderLayerCache`, the keys and values of the tokens so far."""
+        return tuple(layer.self_attention for layer in self.layers)
+
+    @property
+    def cross_attention(self) -> tuple[KeyValues | None, ...]:
+        """For each `DecoderLayerCache`, those of the encoder's states, if there are any."""
+        return tuple(layer.cross_attention for layer in self.layers)
 
     def check(self, config: BartConfig, batch_size: int, num_tokens: int) -> "BartCache":
         """This cache, if `num_tokens` more for each of `batch_size` rows fit into it.

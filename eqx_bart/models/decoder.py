@@ -5,7 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from ..config import BartConfig
@@ -66,7 +66,7 @@ class BartDecoder(eqx.Module):
         num_slots: int,
         source: Any,
         *,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
     ) -> BartCache:
         """An empty cache with `num_slots` slots for each row, made by the layers.
 

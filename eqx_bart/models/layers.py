@@ -8,7 +8,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..config import BartConfig
@@ -57,7 +57,7 @@ class BartEncoderLayer(BartLayer):
         self.dropout = eqx.nn.Dropout(config.dropout)
 
     def init_cache(
-        self, batch_size: int, num_slots: int, source: Any, dtype: jnp.dtype
+        self, batch_size: int, num_slots: int, source: Any, dtype: DTypeLike
     ) -> None:
         return None
 
@@ -116,7 +116,7 @@ class BartDecoderLayer(BartLayer):
         self.dropout = eqx.nn.Dropout(config.dropout)
 
     def init_cache(
-        self, batch_size: int, num_slots: int, source: Source | None, dtype: jnp.dtype
+        self, batch_size: int, num_slots: int, source: Source | None, dtype: DTypeLike
     ) -> DecoderLayerCache:
         cross_attention = None
         if source is not None:

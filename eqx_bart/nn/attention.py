@@ -9,6 +9,7 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from .cache import KeyValues
@@ -30,7 +31,7 @@ class AbstractAttention(eqx.Module):
     """
 
     @abc.abstractmethod
-    def init_cache(self, batch_size: int, num_slots: int, dtype: jnp.dtype) -> KeyValues:
+    def init_cache(self, batch_size: int, num_slots: int, dtype: DTypeLike) -> KeyValues:
         """Slots for the keys and values of `num_slots` tokens, in the shapes in which
         `key_values` makes them."""
 
@@ -103,13 +104,13 @@ class Attention(AbstractAttention):
         self.num_heads = num_heads
         self.head_dim = d_model // num_heads
 
-    def init_cache(self, batch_size: int, num_slots: int, dtype: jnp.dtype) -> KeyValues:
+    def init_cache(self, batch_size: int, num_slots: int, dtype: DTypeLike) -> KeyValues:
         return KeyValues.zeros(batch_size, self.num_heads, num_slots, self.head_dim, dtype)
 
     def key_values(
         self,
         states: Float[Array, "batch length d_model"],
-        positions: Integer[Array, "#batch length"],
+        positions: Integer[Array, "#batch length"] | None = None,
     ) -> KeyValues:
         return KeyValues(
             split_heads(self.k_proj(states), self.num_heads),

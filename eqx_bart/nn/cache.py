@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
 
@@ -17,7 +18,7 @@ class KeyValues(eqx.Module):
 
     @classmethod
     def zeros(
-        cls, batch_size: int, heads: int, length: int, head_dim: int, dtype: jnp.dtype
+        cls, batch_size: int, heads: int, length: int, head_dim: int, dtype: DTypeLike
     ) -> "KeyValues":
         """Empty slots, to be written to."""
         zeros = jnp.zeros((batch_size, heads, length, head_dim), dtype)

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from .attention import AbstractAttention, padding_mask
@@ -86,7 +87,7 @@ class AbstractLayer(eqx.Module):
 
     @abc.abstractmethod
     def init_cache(
-        self, batch_size: int, num_slots: int, source: Any, dtype: jnp.dtype
+        self, batch_size: int, num_slots: int, source: Any, dtype: DTypeLike
     ) -> Any:
         """What the layer remembers between calls, before the first: any pytree of arrays,
         in shapes of its own. `None` for a layer that is never cached, as an encoder's.
