@@ -25,7 +25,7 @@ def library_class(cls: type) -> type | None:
 
 def overrides(cls: type, base: type) -> list[str]:
     """The methods of `base`, its `__init__` apart, that `cls` or a class between them
-    defines anew."""
+    defines again."""
     own = itertools.takewhile(lambda c: c is not base, cls.__mro__)
     return [
         name

@@ -125,7 +125,7 @@ def from_tensor(name: str, tensor: StoredTensor, leaf: Leaf, dtype: Any) -> Any:
     value = tensor.load().astype(dtype, copy=False)
     if name == "final_logits_bias":
         value = _fit_width(value, leaf.value.shape[-1])
-    # On the CPU JAX takes over the memory, unless it has to lay it out anew.
+    # On the CPU JAX takes over the memory, unless it has to lay it out otherwise.
     array = jax.device_put(value.T if leaf.is_transposed else value)
     return _as_leaf(leaf.value, array)
 

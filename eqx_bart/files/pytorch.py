@@ -66,7 +66,7 @@ def _read(file: Path, reader: _Reader) -> dict[str, StoredTensor]:
     if start.startswith(b"version https://git-lfs"):
         raise ValueError("it is a Git LFS pointer; `git lfs pull` gets the file itself")
     if start.endswith(b"ustar"):
-        raise ValueError("it is a tar file of PyTorch 0.1; save it anew with a later one")
+        raise ValueError("it is a tar file of PyTorch 0.1; save it again with a later one")
     is_zip = start.startswith(b"PK\3\4")
     state, offsets = _read_zip(reader) if is_zip else _read_legacy(reader)
     if not isinstance(state, dict):

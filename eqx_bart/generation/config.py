@@ -137,7 +137,7 @@ class GenerationConfig:
         SEQUENCES, "sequences of token ids that may not come up"
     )
     forced_bos_token_id: int | None = _scores(
-        TOKEN_ID, "the token that comes second, behind the start"
+        TOKEN_ID, "the token that comes second, after the start"
     )
     forced_eos_token_id: int | tuple[int, ...] | None = _scores(
         TOKEN_ID_OR_IDS, "the token at `max_length`, if a row gets there"
@@ -198,7 +198,7 @@ class GenerationConfig:
         TOKEN_ID_OR_IDS, "the token, or tokens, that end a row"
     )
     pad_token_id: int = _tokens(
-        TOKEN_ID, "what fills a row behind its end; the first `eos_token_id` by default"
+        TOKEN_ID, "what fills a row after its end; the first `eos_token_id` by default"
     )
     output_scores: bool = _results(
         FLAG, "what each step has chosen from, as `scores`", default=False

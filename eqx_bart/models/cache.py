@@ -111,7 +111,7 @@ class BartCache(eqx.Module):
         length = error_if(
             self.length,
             self.length > self.max_length - num_tokens,
-            f"{message} behind those it holds. Pass a larger max_length to init_cache.",
+            f"{message} after those it holds. Pass a larger max_length to init_cache.",
         )
         return eqx.tree_at(lambda cache: cache.length, self, length)
 

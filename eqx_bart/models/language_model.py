@@ -204,7 +204,7 @@ def generation_source(
     mask: Bool[ArrayLike, "batch source"] | None,
     input_ids: Integer[ArrayLike, "batch source"] | None,
 ) -> Source:
-    """The `Source` of a generation, of whose `input_ids` padding is -1."""
+    """A `Source` of what a generation has: `input_ids` are -1 where they are padding."""
     return Source(
         jnp.asarray(states),
         None if mask is None else jnp.asarray(mask),

@@ -37,7 +37,8 @@ class Source(eqx.Module):
 
     - `hidden_states`: the encoder's last ones.
     - `attention_mask`: which of them may be attended to; all of them without one.
-    - `input_ids`: what the encoder has read, if the caller said so, and -1 for padding.
+    - `input_ids`: what the encoder has read, if the caller said so. Those of padding mean
+        nothing.
     """
 
     hidden_states: Float[Array, "batch source d_model"]

@@ -12,7 +12,7 @@ from .layer import Context, Layers, Shown
 
 class Checkpointing(eqx.Module):
     """That a stack keeps the inputs of its layers alone for the gradient, and computes the
-    rest anew; `policy` is that of `jax.checkpoint`, and says what else to keep."""
+    rest again; `policy` is that of `jax.checkpoint`, and says what else to keep."""
 
     policy: Callable[..., Any] | None = eqx.field(static=True, default=None)
 

@@ -103,9 +103,9 @@ def test_a_cache_overrun(model, cache):
     with pytest.raises(ValueError, match=r"max_length=4 tokens: 5 more do not fit even"):
         model.decode(np.full((2, 5), 5), cache)
     _, cache = model.decode(IDS, cache)
-    with pytest.raises(ValueError, match="max_length=4 tokens: 2 more do not fit behind"):
+    with pytest.raises(ValueError, match="max_length=4 tokens: 2 more do not fit after"):
         model.decode(IDS[:, :2], cache)
-    with pytest.raises(RuntimeError, match="2 more do not fit behind"):
+    with pytest.raises(RuntimeError, match="2 more do not fit after"):
         jitted(model.decode, IDS[:, :2], cache)
     _, cache = jitted(model.decode, IDS[:, :1], cache)
     assert int(cache.length) == 4

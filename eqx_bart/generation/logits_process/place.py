@@ -52,7 +52,7 @@ class InfNanRemoveLogitsProcessor(LogitsProcessor):
 
 
 class ExponentialDecayLengthPenalty(LogitsProcessor):
-    """Favours the end of a row behind `start`, by a `factor` more with each token."""
+    """Favours the end of a row after `start`, by a `factor` more with each token."""
 
     start: int = eqx.field(static=True)
     factor: float = eqx.field(static=True)
@@ -81,7 +81,7 @@ class SuppressTokensLogitsProcessor(LogitsProcessor):
 
 class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
     """Forbids tokens at the place `begin_index`; in rows whose second token is forced, if
-    that comes before it, at the place behind that."""
+    that comes before it, at the place after that."""
 
     begin_suppress_tokens: tuple[int, ...] = eqx.field(static=True)
     begin_index: int = eqx.field(static=True)

@@ -36,7 +36,7 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
         **Arguments:**
 
         - `sequences`: the token ids of each allowed answer, its end of sequence included;
-            behind the end of a sequence that has none, everything is allowed.
+            after the end of a sequence that has none, everything is allowed.
         - `prompt`: what stands before each answer, as a rule the model's
             `decoder_start_token_id` alone.
 

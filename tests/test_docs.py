@@ -1,0 +1,30 @@
+"""The code on the pages of the documentation does what they say."""
+
+import pathlib
+import re
+
+import pytest
+
+
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
+PAGES = [DOCS / "take-bart-apart.md", *sorted((DOCS / "guides").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python(page, monkeypatch, tmp_path, recwarn):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL
+    )
+    code = "\n".join(block for block in blocks if "--8<--" not in block)
+    assert code
+    exec(compile(code, page.name, "exec"), {})  # noqa: S102
+    messages = [str(warning.message) for warning in recwarn]
+    assert all("drawn at random from key" in message for message in messages), messages
+
+
+def test_every_experiment_is_shown():
+    page = (DOCS / "take-bart-apart.md").read_text()
+    files = (pathlib.Path(__file__).parent / "experiments").glob("test_*.py")
+    for file in files:
+        assert f"tests/experiments/{file.name}:model" in page
