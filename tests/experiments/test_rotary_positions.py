@@ -101,6 +101,9 @@ def test_rotary_positions(tmp_path):
     bart = checkpoint(tmp_path / "bart")
     model = eqx.nn.inference_mode(RotaryBart(bart.config, key=jax.random.key(1)))
     model = eqx.tree_at(lambda m: m.model, model, rotary(bart.model))
+    unexpected = r"(?s)\bdecoder\.embed_pos\S+ unexpected.*\bencoder\.embed_pos\S+ unexp"
+    with pytest.raises(eb.CheckpointError, match=unexpected):
+        RotaryBart.from_pretrained(tmp_path / "bart")
 
     def new(model):
         stacks = model.model.encoder, model.model.decoder
