@@ -132,7 +132,7 @@ def test_sliding_window(tmp_path):
     attention = model.model.encoder.layers[0].self_attn
     states, positions = jnp.ones((2, 3, 32)), jnp.arange(3)[None]
     keys = attention.key_values(states, positions)
-    with pytest.raises(jaxtyping.TypeCheckError, match="inner=31"):
+    with pytest.raises(jaxtyping.TypeCheckError, match="d_in=31"):
         attention(states[..., :31], positions, keys, positions, None, key=None)
     few = jax.tree.map(lambda x: x[..., :3], keys)
     with pytest.raises(jaxtyping.TypeCheckError, match="head_dim"):
