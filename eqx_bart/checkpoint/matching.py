@@ -83,7 +83,7 @@ def match(
             stored[name] = tensor
         elif not (ignore_mismatched_sizes and rule_for(name).absent is Absent.DRAWN):
             problems.append(_mismatch(name, tensor, leaf))
-    decoder_only = "encoder.embed_positions.weight" not in leaves
+    decoder_only = not any(name.startswith("encoder.") for name in leaves)
     left = {name for name in left if not is_ignorable(name, decoder_only=decoder_only)}
     problems += [f"{name}: unexpected" for name in sorted(left) if is_trunk(name)]
     unused = sorted(name for name in left if not is_trunk(name))

@@ -180,16 +180,35 @@ def dot_product_attention(
 
     The softmax is computed in float32 or better.
     """
+    return _attend(
+        query, key_values.keys, key_values.values, mask, bias, dropout=dropout, key=key
+    )
+
+
+def _attend(
+    query: Float[Array, "batch heads queries head_dim"],
+    keys: Float[Array, "batch heads keys head_dim"],
+    values: Float[Array, "batch heads keys head_dim"],
+    mask: Bool[Array, "#batch 1 #queries keys"] | None,
+    bias: Float[Array, "#batch #heads #queries keys"] | None,
+    *,
+    dropout: eqx.nn.Dropout,
+    key: PRNGKeyArray | None,
+) -> tuple[
+    Float[Array, "batch heads queries head_dim"], Float[Array, "batch heads queries keys"]
+]:
+    """`dot_product_attention`, with the shapes of keys and values next to the others, so
+    that all are checked against one another."""
     dtype = jnp.result_type(query.dtype, jnp.float32)
     query = query * query.shape[-1] ** -0.5
-    scores = dot_transposed(query, key_values.keys)
+    scores = dot_transposed(query, keys)
     if bias is not None:
         scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
     weights = dropout(weights, key=key)
-    attended = matmul(weights, key_values.values)
+    attended = matmul(weights, values)
     return attended.astype(query.dtype), weights
 
 

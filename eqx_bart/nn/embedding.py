@@ -143,8 +143,10 @@ def embed(
     *,
     key: PRNGKeyArray | None,
 ) -> Float[Array, "batch length d_model"]:
-    """What BART's first layer reads: tokens plus positions, normalised."""
-    return dropout(layernorm_embedding(inputs_embeds + positions), key=key)
+    """What BART's first layer reads: tokens plus positions, normalised, in the dtype of the
+    tokens."""
+    embedded = inputs_embeds + positions.astype(inputs_embeds.dtype)
+    return dropout(layernorm_embedding(embedded), key=key)
 
 
 def _rows(table: Float[Array, "rows width"], ids: Integer[Array, "*batch"]) -> Array:

@@ -42,10 +42,20 @@ class Linear(AbstractLinear):
         self.bias = jnp.zeros_like(self.weight[0]) if use_bias else None
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
-        y = matmul(x, self.weight)
-        if self.bias is not None:
-            y = y + self.bias
-        return y.astype(x.dtype)
+        return _linear(x, self.weight, self.bias)
+
+
+def _linear(
+    x: Float[Array, "*batch d_in"],
+    weight: Float[Array, "d_in d_out"],
+    bias: Float[Array, " d_out"] | None,
+) -> Float[Array, "*batch d_out"]:
+    """`Linear`, with the shapes of its arrays next to that of `x`, so that what is wrong
+    goes by their names."""
+    y = matmul(x, weight)
+    if bias is not None:
+        y = y + bias
+    return y.astype(x.dtype)
 
 
 class LowRankLinear(AbstractLinear, AbstractUnstorable):
