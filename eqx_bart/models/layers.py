@@ -15,7 +15,7 @@ from ..config import BartConfig
 from ..nn.attention import AbstractAttention, Attention
 from ..nn.cache import KeyValues
 from ..nn.dropout import split_key
-from ..nn.feed_forward import AbstractFeedForward, FeedForward
+from ..nn.feed_forward import AbstractFeedForward, FeedForward, transform
 from ..nn.layer import AbstractLayer, Context, cross_attend, self_attend, Shown, Source
 from ..nn.linear import AbstractLinear
 from ..nn.norm import LayerNorm
@@ -76,7 +76,7 @@ class BartEncoderLayer(BartLayer):
         hidden_states = self.self_attn_layer_norm(
             hidden_states + self.dropout(attended, key=keys[1])
         )
-        transformed, shown = self.feed_forward(hidden_states, key=keys[2])
+        transformed, shown = transform(self.feed_forward, hidden_states, key=keys[2])
         hidden_states = self.final_layer_norm(
             hidden_states + self.dropout(transformed, key=keys[3])
         )
@@ -157,7 +157,7 @@ class BartDecoderLayer(BartLayer):
             hidden_states = self.encoder_attn_layer_norm(
                 hidden_states + self.dropout(attended, key=keys[3])
             )
-        transformed, shown = self.feed_forward(hidden_states, key=keys[4])
+        transformed, shown = transform(self.feed_forward, hidden_states, key=keys[4])
         hidden_states = self.final_layer_norm(
             hidden_states + self.dropout(transformed, key=keys[5])
         )

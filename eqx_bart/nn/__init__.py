@@ -11,7 +11,7 @@ from .buffer import Buffer
 from .cache import KeyValues
 from .dropout import LayerDrop, split_key
 from .embedding import AbstractPositionalEmbedding, Embedding, LearnedPositionalEmbedding
-from .feed_forward import AbstractFeedForward, FeedForward
+from .feed_forward import AbstractFeedForward, FeedForward, transform
 from .layer import (
     AbstractLayer,
     Context,
@@ -60,4 +60,5 @@ __all__ = [
     "self_attend",
     "split_heads",
     "split_key",
+    "transform",
 ]

@@ -22,6 +22,17 @@ class AbstractFeedForward(eqx.Module):
         a balance loss of experts, say. `key` is for dropout, in training mode."""
 
 
+def transform(
+    feed_forward: AbstractFeedForward,
+    hidden_states: Float[Array, "batch new d_model"],
+    *,
+    key: PRNGKeyArray | None,
+) -> tuple[Float[Array, "batch new d_model"], Shown]:
+    """What a block makes of the states, in the shape that they have: a residual would
+    broadcast another."""
+    return feed_forward(hidden_states, key=key)
+
+
 class FeedForward(AbstractFeedForward):
     """Two linear maps around an activation. Source: Vaswani et al. 2017 (arXiv:1706.03762),
     section 3.3; `fc1` and `fc2` of HF's `BartEncoderLayer`."""
