@@ -60,6 +60,14 @@ def quick_compilation(request):
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Lets the programs of a module go when it ends: each holds hundreds of memory maps,
+    of which a process may have some 65,000."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def full_compilation(quick_compilation):
     """Compiles as users do."""
