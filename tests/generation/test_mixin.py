@@ -188,7 +188,7 @@ def test_generating_is_one_program(config, getkey):
 
 def test_the_program_of_generate_has_no_callback(config, getkey):
     model = eqx.nn.inference_mode(eb.BartForConditionalGeneration(config, key=getkey()))
-    call = model._generation_call(np.ones((2, 5), int), num_beams=2)
+    call = model.prepare_generation(np.ones((2, 5), int), num_beams=2)
     lowered = type(model)._run.lower(model, call)
     assert "while" in lowered.as_text()
     assert "callback" not in lowered.as_text()

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracle import leaves
 
 import eqx_bart as eb
 
@@ -93,3 +94,28 @@ def test_checkpointing_needs_less_memory_on_a_cpu(config, getkey):
         return program.memory_analysis().temp_size_in_bytes
 
     assert needed(eb.gradient_checkpointing(model)) < 0.6 * needed(model)
+
+
+def test_parts_are_frozen_wherever_they_are(config, getkey):
+    class Tagger(eqx.Module):
+        trunk: eb.BartModel
+        head: eqx.nn.Linear
+
+    head = eqx.nn.Linear(24, 3, key=getkey())
+    tagger = Tagger(eb.BartModel(config, key=getkey()), head)
+    chosen = eb.trainable(tagger, freeze_encoder=True)
+    assert not any(jax.tree.leaves(chosen.trunk.encoder))
+    assert chosen.trunk.shared.weight
+    assert chosen.head.weight
+    chosen = eb.trainable(tagger, freeze_embeds=True)
+    assert not chosen.trunk.shared.weight
+    assert not chosen.trunk.encoder.embed_positions.weight
+    assert chosen.trunk.encoder.layernorm_embedding.weight
+    adapted = eb.trainable(eb.lora(tagger, 4, key=getkey()))
+    assert adapted.head.weight  # it is new, and has no adapter
+    attention = adapted.trunk.decoder.layers[0].self_attn
+    assert attention.q_proj.lora_A
+    assert not attention.q_proj.base_layer.weight
+    assert not adapted.trunk.shared.weight
+    with pytest.raises(ValueError, match="the model has no BartEncoder"):
+        eb.trainable(head, freeze_encoder=True)
