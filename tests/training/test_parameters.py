@@ -1,5 +1,7 @@
 """Which parameters are trained, in which precision, at what memory."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
