@@ -19,12 +19,14 @@ from ..files.tensors import StoredTensor
 from ..files.writing import num_bytes, replacing, write_weights
 from .architecture import differences, library_class, overrides, unstorable
 from .loading import load_weights, to_tensors
-from .vocabulary import resize_vocabulary, with_config
+from .vocabulary import resize_vocabulary
 
 
 #: The directory of the model that comes with the package: English words to phonemes.
 BUILTIN_MODEL = Path(__file__).parents[1] / "g2p"
 
+
+_FEW_LAYERS = 64
 
 # In place of `Self`, which beartype does not know in a method.
 Model = TypeVar("Model", bound="PretrainedModel")
@@ -123,7 +125,18 @@ class PretrainedModel(eqx.Module):
                 "are needed: pass key=... to draw them, or mean_resizing=True."
             )
         resized = resize_vocabulary(self, config, key if is_drawn else None)
-        return with_config(resized, config)
+        return resized.with_config(config)
+
+    def with_config(self: Model, config: BartConfig) -> Model:  # noqa: PYI019
+        """The model with another config, in itself and in its trunk. Its arrays stay as
+        they are: that the config describes them is for the caller to check."""
+
+        def is_config(part: Any) -> bool:
+            return isinstance(part, BartConfig)
+
+        return jax.tree.map(
+            lambda x: config if is_config(x) else x, self, is_leaf=is_config
+        )
 
     def save_pretrained(
         self, directory: str | Path, *, max_shard_size: int | str = "50GB"
@@ -226,8 +239,10 @@ def check_class(cls: type, config: BartConfig) -> None:
 
 
 def check_layers(config: BartConfig, tensors: Mapping[str, StoredTensor]) -> None:
-    """That the config does not call for absurdly many layers, which take time to build."""
-    if config.encoder_layers + config.decoder_layers > len(tensors):
+    """That the config does not call for absurdly many layers, which take time to build. A
+    layer that is used many times is stored once, so that a few need no tensors."""
+    num_layers = config.encoder_layers + config.decoder_layers
+    if num_layers > max(len(tensors), _FEW_LAYERS):
         raise CheckpointError(
             f"The config has {config.encoder_layers} and {config.decoder_layers} layers, "
             f"and the checkpoint no more than {len(tensors)} tensors."

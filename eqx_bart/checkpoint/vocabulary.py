@@ -42,15 +42,6 @@ def resize_vocabulary(model: Model, config: BartConfig, key: PRNGKeyArray | None
     return jtu.tree_map_with_path(resized, model, is_leaf=is_weight)
 
 
-def with_config(model: Model, config: BartConfig) -> Model:
-    """`model` with another config, in itself and in its trunk."""
-
-    def is_config(part: Any) -> bool:
-        return isinstance(part, BartConfig)
-
-    return jax.tree.map(lambda x: config if is_config(x) else x, model, is_leaf=is_config)
-
-
 def fit_vocabulary(
     name: str, array: Array, shape: tuple[int, ...], new: Array | None
 ) -> Array:

@@ -1,17 +1,17 @@
 """`BartModel`: the encoder and the decoder, without a head."""
 
 import math
+from typing import Any
 
 import jax
 from jaxtyping import PRNGKeyArray
 
 from ..config import BartConfig
 from ..nn.embedding import Embedding
-from ..nn.layer import Show, Source
+from ..nn.layer import Show
 from .decoder import BartDecoder
 from .encoder import BartEncoder
 from .outputs import (
-    BaseModelOutput,
     BaseModelOutputWithCrossAttentions,
     Seq2SeqModelOutput,
 )
@@ -70,8 +70,8 @@ class BartModel(
     def _output(
         self,
         decoded: BaseModelOutputWithCrossAttentions,
-        encoded: BaseModelOutput,
-        source: Source,
+        encoded: Any,
+        source: Any,
         show: Show,
         *,
         key: PRNGKeyArray | None,
@@ -82,6 +82,6 @@ class BartModel(
         )
 
     def _decoder_output(
-        self, decoded: BaseModelOutputWithCrossAttentions, source: Source, show: Show
+        self, decoded: BaseModelOutputWithCrossAttentions, source: Any, show: Show
     ) -> BaseModelOutputWithCrossAttentions:
         return decoded

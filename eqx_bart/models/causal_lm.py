@@ -22,11 +22,11 @@ from .bart import token_embedding
 from .cache import BartCache, check_max_length
 from .decoder import BartDecoder
 from .inputs import (
+    check_source,
     embed_inputs,
     make_source,
     refuse_overrides,
     run_decoder,
-    source_for_cache,
 )
 from .language_model import (
     AbstractLMHead,
@@ -47,13 +47,14 @@ class BartDecoderWrapper(eqx.Module):
 class BartForCausalLM(LanguageModel):
     """BART's decoder with a language-modelling head, with or without an encoder's states.
 
-    `lm_head` is `None` where it is tied to `model.decoder.embed_tokens`; an
-    `AbstractLMHead` of your own may take its place.
+    `lm_head` is `None` where it is tied to `model.decoder.embed_tokens`. `head` is one of
+    your own that makes logits of more than the last hidden states, if there is one.
     `generation_config` has the defaults of `generate`. Source: HF's `BartForCausalLM`.
     """
 
     model: BartDecoderWrapper
-    lm_head: AbstractLinear | AbstractLMHead | None
+    lm_head: AbstractLinear | None
+    head: AbstractLMHead | None
     config: BartConfig
     generation_config: GenerationConfig
 
@@ -69,6 +70,7 @@ class BartForCausalLM(LanguageModel):
         embed_tokens = token_embedding(config, key=embed_key)
         self.model = BartDecoderWrapper(BartDecoder(config, embed_tokens, key=decoder_key))
         self.lm_head = new_lm_head(config, key=head_key)
+        self.head = None
         self.config = config
         self.generation_config = generation_config or GenerationConfig.from_model_config(
             config
@@ -87,7 +89,7 @@ class BartForCausalLM(LanguageModel):
     @property
     def projection(self) -> Projection:
         """What makes logits of the last hidden state."""
-        return Projection(self._tied_head)
+        return Projection(self.lm_head or self.decoder_embed_tokens)
 
     def init_cache(
         self,
@@ -99,9 +101,8 @@ class BartForCausalLM(LanguageModel):
         """A cache for decoding up to `max_length` tokens; see `BartModel.init_cache`."""
         source = None
         if encoder_hidden_states is not None:
-            source = source_for_cache(
-                batch_size, encoder_hidden_states, encoder_attention_mask
-            )
+            check_source(batch_size, encoder_hidden_states, encoder_attention_mask)
+            source = make_source(encoder_hidden_states, encoder_attention_mask)
         return self.decoder.init_cache(
             self.config,
             batch_size,

@@ -23,7 +23,7 @@ from ..generation.output import GenerationOutput
 from ..nn.buffer import Buffer
 from ..nn.checks import ArrayLike, Mask
 from ..nn.embedding import Embedding
-from ..nn.layer import Show, Source
+from ..nn.layer import Show
 from ..nn.linear import AbstractLinear
 from .bart import BartModel
 from .decoder import BartDecoder
@@ -49,8 +49,8 @@ class BartForConditionalGeneration(
 ):
     """BART with a language-modelling head, for summarisation, translation and the like.
 
-    `lm_head` is `None` where it is tied to the token embeddings, `model.shared`; an
-    `AbstractLMHead` of your own may take its place.
+    `lm_head` is `None` where it is tied to the token embeddings, `model.shared`. `head` is
+    one of your own that makes logits of more than the last hidden states, if there is one.
     `final_logits_bias` is added to the logits; it is a buffer, which nothing trains.
     `generation_config` has the defaults of `generate`.
 
@@ -58,7 +58,8 @@ class BartForConditionalGeneration(
     """
 
     model: BartModel
-    lm_head: AbstractLinear | AbstractLMHead | None
+    lm_head: AbstractLinear | None
+    head: AbstractLMHead | None
     final_logits_bias: Buffer
     config: BartConfig
     generation_config: GenerationConfig
@@ -74,6 +75,7 @@ class BartForConditionalGeneration(
         model_key, head_key = jax.random.split(key)
         self.model = BartModel(config, key=model_key)
         self.lm_head = new_lm_head(config, key=head_key)
+        self.head = None
         self.final_logits_bias = Buffer(jnp.zeros((1, config.vocab_size)))
         self.config = config
         self.generation_config = generation_config or GenerationConfig.from_model_config(
@@ -95,13 +97,13 @@ class BartForConditionalGeneration(
     @property
     def projection(self) -> Projection:
         """What makes logits of the trunk's last hidden state."""
-        return Projection(self._tied_head, self.final_logits_bias)
+        return Projection(self.lm_head or self.decoder_embed_tokens, self.final_logits_bias)
 
     def _output(
         self,
         decoded: BaseModelOutputWithCrossAttentions,
-        encoded: BaseModelOutput,
-        source: Source,
+        encoded: Any,
+        source: Any,
         show: Show,
         *,
         key: PRNGKeyArray | None,

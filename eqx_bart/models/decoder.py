@@ -5,6 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
@@ -31,12 +32,15 @@ class BartDecoder(eqx.Module):
 
     `embed_tokens` is the decoder's own table of token embeddings; an encoder-decoder
     with tied embeddings keeps one table for all, and its decoder has none.
+    `layer_norm` comes after all layers: BART has none, mBART and others with their norms
+    before the sub-layers have one.
     """
 
     embed_tokens: Embedding | None
     embed_positions: AbstractPositionalEmbedding
     layernorm_embedding: LayerNorm
     layers: Layers
+    layer_norm: LayerNorm | None
     dropout: eqx.nn.Dropout
     layerdrop: LayerDrop
     checkpointing: Checkpointing | None
@@ -55,6 +59,7 @@ class BartDecoder(eqx.Module):
         )
         self.layernorm_embedding = LayerNorm(config.d_model)
         self.layers = tuple(BartDecoderLayer(config, key=key) for key in layer_keys)
+        self.layer_norm = None
         self.dropout = eqx.nn.Dropout(config.dropout)
         self.layerdrop = LayerDrop(config.decoder_layerdrop)
         self.checkpointing = None
@@ -93,10 +98,18 @@ class BartDecoder(eqx.Module):
         length = inputs_embeds.shape[1]
         if position_ids is None:
             position_ids = self.embed_positions.span(0, length)
-        mask = causal_mask(length)
+        mask, is_token = causal_mask(length), None
         if attention_mask is not None:
-            mask = mask & padding_mask(attention_mask)
-        context = Context(mask, position_ids, position_ids, source=source, show=show)
+            is_token = jnp.asarray(attention_mask, bool)
+            mask = mask & padding_mask(is_token)
+        context = Context(
+            mask,
+            position_ids,
+            position_ids,
+            attention_mask=is_token,
+            source=source,
+            show=show,
+        )
         return self._run(inputs_embeds, context, None, key=key)[0]
 
     def step(
@@ -117,16 +130,20 @@ class BartDecoder(eqx.Module):
         check; see `BartCache.check`.
         """
         num_new = inputs_embeds.shape[1]
+        is_token = None
+        if attention_mask is not None:
+            is_token = jnp.asarray(attention_mask, bool)
         if position_ids is None:
             position_ids = self.embed_positions.span(cache.length, num_new)
-            cache = cache.expect(attention_mask)
+            cache = cache.expect(is_token)
         else:
-            cache = cache.expect(attention_mask, position_ids)
+            cache = cache.expect(is_token, position_ids)
         context = Context(
             cache.mask(num_new) if mask is None else mask,
             position_ids,
             cache.positions,
             cache.length,
+            is_token,
             cache.source,
             show,
         )
@@ -157,6 +174,7 @@ class BartDecoder(eqx.Module):
             context,
             caches,
             layerdrop=self.layerdrop,
+            layer_norm=self.layer_norm,
             checkpointing=self.checkpointing,
             keys=layer_keys,
         )

@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from ..config import BartConfig
@@ -25,13 +26,16 @@ class BartEncoder(eqx.Module):
     """Embeddings and a stack of layers, as a rule `BartEncoderLayer`s.
 
     `embed_tokens` is the encoder's own table of token embeddings; a model with tied
-    embeddings keeps one table for all, and the encoder has none.
+    embeddings keeps one table for all, and the encoder has none. `layer_norm` comes after
+    all layers: BART has none, mBART and others with their norms before the sub-layers have
+    one.
     """
 
     embed_tokens: Embedding | None
     embed_positions: AbstractPositionalEmbedding
     layernorm_embedding: LayerNorm
     layers: Layers
+    layer_norm: LayerNorm | None
     dropout: eqx.nn.Dropout
     layerdrop: LayerDrop
     checkpointing: Checkpointing | None
@@ -50,6 +54,7 @@ class BartEncoder(eqx.Module):
         )
         self.layernorm_embedding = LayerNorm(config.d_model)
         self.layers = tuple(BartEncoderLayer(config, key=key) for key in layer_keys)
+        self.layer_norm = None
         self.dropout = eqx.nn.Dropout(config.dropout)
         self.layerdrop = LayerDrop(config.encoder_layerdrop)
         self.checkpointing = None
@@ -67,10 +72,12 @@ class BartEncoder(eqx.Module):
         embed_key, *layer_keys = split_key(key, 1 + len(self.layers))
         if position_ids is None:
             position_ids = self.embed_positions.span(0, inputs_embeds.shape[1])
+        mask = None if attention_mask is None else jnp.asarray(attention_mask, bool)
         context = Context(
-            None if attention_mask is None else padding_mask(attention_mask),
+            None if mask is None else padding_mask(mask),
             position_ids,
             position_ids,
+            attention_mask=mask,
             show=show,
         )
         embedded = embed(
@@ -85,6 +92,7 @@ class BartEncoder(eqx.Module):
             embedded,
             context,
             layerdrop=self.layerdrop,
+            layer_norm=self.layer_norm,
             checkpointing=self.checkpointing,
             keys=layer_keys,
         )

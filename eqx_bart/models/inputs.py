@@ -11,7 +11,7 @@ from ..nn.embedding import Embedding
 from ..nn.layer import Show, Source
 from .cache import BartCache
 from .decoder import BartDecoder
-from .outputs import BaseModelOutputWithCrossAttentions
+from .outputs import BaseModelOutput, BaseModelOutputWithCrossAttentions
 
 
 #: The label that losses ignore.
@@ -61,24 +61,25 @@ def embed_inputs(
     return inputs_embeds
 
 
-def source_for_cache(
-    batch_size: int,
-    hidden_states: Float[Array, "_ source d_model"],
+def source_of(
+    encoder_outputs: Any,
     attention_mask: Mask[ArrayLike, "..."] | None,
-    input_ids: Integer[ArrayLike, "..."] | None = None,
-) -> Source:
-    """What an encoder has made of its input, for a cache of `batch_size` rows.
+    input_ids: Integer[ArrayLike, "..."] | None,
+) -> Any:
+    """The `Source` of what an encoder returned; or `encoder_outputs` themselves, if that is
+    what a model's own layers attend to.
 
-    **Raises** `ValueError` if the states and the mask do not fit one another, or the rows.
+    **Raises** `TypeError` if there is a mask, or ids, that would go unused.
     """
-    shape = hidden_states.shape[:2]
-    mask_shape = shape if attention_mask is None else attention_mask.shape
-    if not shape == mask_shape == (batch_size, shape[1]):
-        raise ValueError(
-            f"For batch={batch_size}, the encoder's states are [batch, source]="
-            f"{list(shape)} and their attention_mask is {list(mask_shape)}."
+    if isinstance(encoder_outputs, BaseModelOutput):
+        states = encoder_outputs.last_hidden_state
+        return make_source(states, attention_mask, input_ids)
+    if attention_mask is not None or input_ids is not None:
+        raise TypeError(
+            "An attention_mask and input_ids go with what encode returned. Of a "
+            f"{type(encoder_outputs).__name__} they have to be parts."
         )
-    return make_source(hidden_states, attention_mask, input_ids)
+    return encoder_outputs
 
 
 def make_source(
@@ -94,6 +95,22 @@ def make_source(
     )
 
 
+def check_source(
+    batch_size: int,
+    hidden_states: Float[Array, "_ source d_model"],
+    attention_mask: Mask[ArrayLike, "..."] | None,
+) -> None:
+    """**Raises** `ValueError` if an encoder's states and their mask do not fit one another,
+    or the rows of a cache."""
+    shape = hidden_states.shape[:2]
+    mask_shape = shape if attention_mask is None else attention_mask.shape
+    if not shape == mask_shape == (batch_size, shape[1]):
+        raise ValueError(
+            f"For batch={batch_size}, the encoder's states are [batch, source]="
+            f"{list(shape)} and their attention_mask is {list(mask_shape)}."
+        )
+
+
 def refuse_overrides(model: Any, used: str, *unused: str) -> None:
     """**Raises** `TypeError` if the class of `model` overrides a method that is `unused`,
     where the user calls `used` and would expect the override to count."""
@@ -102,8 +119,8 @@ def refuse_overrides(model: Any, used: str, *unused: str) -> None:
         if not method.__module__.startswith(f"{__name__.partition('.')[0]}."):
             raise TypeError(
                 f"{type(model).__name__} overrides {name}, and {used} does not go by it. "
-                "Change what both use instead: a layer, an attention, or the lm_head, as "
-                "an AbstractLMHead."
+                "Change what both use instead: a layer, an attention, or the head, an "
+                "AbstractLMHead."
             )
 
 
@@ -113,7 +130,7 @@ def run_decoder(
     inputs_embeds: Float[Array, "batch target d_model"],
     attention_mask: Mask[ArrayLike, "batch target"] | None,
     position_ids: Integer[ArrayLike, "#batch target"] | None,
-    before: Source | BartCache | None,
+    before: Any,
     *,
     show: Show,
     key: PRNGKeyArray | None,

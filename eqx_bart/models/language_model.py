@@ -56,7 +56,7 @@ class Projection(eqx.Module):
 
 class AbstractLMHead(eqx.Module):
     """A head that makes logits of more than the last hidden states: of where the decoder
-    attends, of what the source says. It takes the place of `lm_head`, and the model itself,
+    attends, of what the source says. It is the model's `head`, and the model itself,
     `decode`, losses and `generate` all go through it.
 
     - `needs_attentions`: whether it reads attention weights.
@@ -79,7 +79,7 @@ class AbstractLMHead(eqx.Module):
         - `source`: what they attend to, a `Source` as a rule. Its `input_ids` are there in
             a call of the model, in `generate` with `input_ids`, and where the caller gave
             them to `init_cache` or `decode`.
-        - `projection`: BART's own head, by the token embeddings.
+        - `projection`: BART's own head, by `lm_head` or the token embeddings.
         """
 
 
@@ -99,7 +99,8 @@ def new_lm_head(config: BartConfig, *, key: PRNGKeyArray) -> Linear | None:
 class LanguageModel(PretrainedModel, GenerationMixin):
     """What both models with a language-modelling head share: the head, and generation."""
 
-    lm_head: eqx.AbstractVar[AbstractLinear | AbstractLMHead | None]
+    lm_head: eqx.AbstractVar[AbstractLinear | None]
+    head: eqx.AbstractVar[AbstractLMHead | None]
 
     @property
     @abc.abstractmethod
@@ -117,12 +118,6 @@ class LanguageModel(PretrainedModel, GenerationMixin):
         """What makes logits of the last hidden state."""
 
     @property
-    def _tied_head(self) -> AbstractLinear | Embedding:
-        """The linear map of the projection, or the table that it is tied to."""
-        head = self.lm_head
-        return head if isinstance(head, AbstractLinear) else self.decoder_embed_tokens
-
-    @property
     def vocab_size(self) -> int:
         """The number of tokens."""
         return self.decoder_embed_tokens.vocab_size
@@ -134,15 +129,15 @@ class LanguageModel(PretrainedModel, GenerationMixin):
 
     @property
     def _needs_attentions(self) -> bool:
-        return isinstance(self.lm_head, AbstractLMHead) and self.lm_head.needs_attentions
+        return self.head is not None and self.head.needs_attentions
 
     def logits(
         self, decoded: BaseModelOutputWithCrossAttentions, source: Any
     ) -> Float[Array, "batch new vocab"]:
         """The logits of the token after each of those that the decoder has read."""
-        if isinstance(self.lm_head, AbstractLMHead):
-            return self.lm_head(decoded, source, self.projection)
-        return self.projection(decoded.last_hidden_state)
+        if self.head is None:
+            return self.projection(decoded.last_hidden_state)
+        return self.head(decoded, source, self.projection)
 
     def _decoder_output(
         self, decoded: BaseModelOutputWithCrossAttentions, source: Any, show: Show

@@ -76,7 +76,9 @@ class BartEncoderLayer(BartLayer):
         hidden_states = self.self_attn_layer_norm(
             hidden_states + self.dropout(attended, key=keys[1])
         )
-        transformed, shown = transform(self.feed_forward, hidden_states, key=keys[2])
+        transformed, shown = transform(
+            self.feed_forward, hidden_states, context, key=keys[2]
+        )
         hidden_states = self.final_layer_norm(
             hidden_states + self.dropout(transformed, key=keys[3])
         )
@@ -157,7 +159,9 @@ class BartDecoderLayer(BartLayer):
             hidden_states = self.encoder_attn_layer_norm(
                 hidden_states + self.dropout(attended, key=keys[3])
             )
-        transformed, shown = transform(self.feed_forward, hidden_states, key=keys[4])
+        transformed, shown = transform(
+            self.feed_forward, hidden_states, context, key=keys[4]
+        )
         hidden_states = self.final_layer_norm(
             hidden_states + self.dropout(transformed, key=keys[5])
         )

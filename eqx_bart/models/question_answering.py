@@ -1,14 +1,15 @@
 """BART with a head for answers that stand in the text."""
 
+from typing import Any
+
 import jax
 from jaxtyping import PRNGKeyArray
 
 from ..config import BartConfig
-from ..nn.layer import Show, Source
+from ..nn.layer import Show
 from ..nn.linear import AbstractLinear, Linear
 from .bart import BartModel
 from .outputs import (
-    BaseModelOutput,
     BaseModelOutputWithCrossAttentions,
     Seq2SeqQuestionAnsweringModelOutput,
 )
@@ -45,8 +46,8 @@ class BartForQuestionAnswering(
     def _output(
         self,
         decoded: BaseModelOutputWithCrossAttentions,
-        encoded: BaseModelOutput,
-        source: Source,
+        encoded: Any,
+        source: Any,
         show: Show,
         *,
         key: PRNGKeyArray | None,
@@ -59,6 +60,6 @@ class BartForQuestionAnswering(
         )
 
     def _decoder_output(
-        self, decoded: BaseModelOutputWithCrossAttentions, source: Source, show: Show
+        self, decoded: BaseModelOutputWithCrossAttentions, source: Any, show: Show
     ) -> BaseModelOutputWithCrossAttentions:
         return decoded

@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any, Generic, overload, TypeVar
 
 import equinox as eqx
+import jax
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from ..checkpoint.pretrained import PretrainedModel
@@ -12,18 +13,18 @@ from ..config import BartConfig
 from ..nn.checks import ArrayLike, Mask
 from ..nn.dropout import split_key
 from ..nn.embedding import Embedding
-from ..nn.layer import Show, Source
+from ..nn.layer import Show
 from ..nn.output import ModelOutput
 from .cache import BartCache, check_max_length
 from .decoder import BartDecoder
 from .encoder import BartEncoder
 from .inputs import (
+    check_source,
     embed_inputs,
-    make_source,
     refuse_overrides,
     run_decoder,
     shift_tokens_right,
-    source_for_cache,
+    source_of,
 )
 from .outputs import BaseModelOutput, BaseModelOutputWithCrossAttentions
 
@@ -67,8 +68,8 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
     def _output(
         self,
         decoded: BaseModelOutputWithCrossAttentions,
-        encoded: BaseModelOutput,
-        source: Source,
+        encoded: Any,
+        source: Any,
         show: Show,
         *,
         key: PRNGKeyArray | None,
@@ -77,7 +78,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
 
     @abc.abstractmethod
     def _decoder_output(
-        self, decoded: BaseModelOutputWithCrossAttentions, source: Source, show: Show
+        self, decoded: BaseModelOutputWithCrossAttentions, source: Any, show: Show
     ) -> DecodedT:
         """What `decode` makes of the decoder's outputs."""
 
@@ -121,7 +122,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
 
     def init_cache(
         self,
-        encoder_outputs: BaseModelOutput,
+        encoder_outputs: Any,
         max_length: int,
         attention_mask: Mask[ArrayLike, "batch source"] | None = None,
         *,
@@ -133,18 +134,23 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
 
         **Arguments:**
 
+        - `encoder_outputs`: what `encode` returned; or what your own layers attend to,
+            any pytree of arrays with a row for each input, hidden states first.
+        - `max_length`: how many tokens there is to be room for.
         - `attention_mask`: the encoder's.
         - `input_ids`: what the encoder has read, for a head that copies from it.
 
         **Raises** `ValueError` if the model has no `max_length` positions.
         """
-        states, decoder = encoder_outputs.last_hidden_state, self._trunk.decoder
+        decoder, first = self._trunk.decoder, jax.tree.leaves(encoder_outputs)[0]
+        if isinstance(encoder_outputs, BaseModelOutput):
+            check_source(len(first), encoder_outputs.last_hidden_state, attention_mask)
         return decoder.init_cache(
             self.config,
-            len(states),
+            len(first),
             check_max_length(max_length, decoder.embed_positions.max_positions),
-            source_for_cache(len(states), states, attention_mask, input_ids),
-            dtype=states.dtype,
+            source_of(encoder_outputs, attention_mask, input_ids),
+            dtype=first.dtype,
         )
 
     @overload
@@ -155,7 +161,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         decoder_attention_mask: Mask[ArrayLike, "batch target"] | None = None,
         decoder_position_ids: Integer[ArrayLike, "#batch target"] | None = None,
         *,
-        encoder_outputs: BaseModelOutput,
+        encoder_outputs: Any,
         encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
         encoder_input_ids: Integer[ArrayLike, "batch source"] | None = None,
         decoder_inputs_embeds: Float[Array, "batch target d_model"] | None = None,
@@ -185,7 +191,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         decoder_attention_mask: Mask[ArrayLike, "batch target"] | None = None,
         decoder_position_ids: Integer[ArrayLike, "#batch target"] | None = None,
         *,
-        encoder_outputs: BaseModelOutput | None = None,
+        encoder_outputs: Any = None,
         encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
         encoder_input_ids: Integer[ArrayLike, "batch source"] | None = None,
         decoder_inputs_embeds: Float[Array, "batch target d_model"] | None = None,
@@ -205,7 +211,8 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         - `decoder_position_ids`: by default the positions follow one another from 0, or
             from where the cache ends, whatever the mask.
         - `encoder_outputs`, `encoder_attention_mask`: what `encode` returned and the mask
-            it was given. For use without a cache: a cache has both.
+            it was given, or what your own layers attend to. For use without a cache: a
+            cache has both.
         - `encoder_input_ids`: what `encode` was given, for a head that copies from it.
         - `output_attentions`, `output_hidden_states`, `key`: as in `encode`.
 
@@ -229,9 +236,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         show = Show(output_attentions, output_hidden_states)
         before: Any = cache
         if encoder_outputs is not None:
-            before = make_source(
-                encoder_outputs.last_hidden_state, encoder_attention_mask, encoder_input_ids
-            )
+            before = source_of(encoder_outputs, encoder_attention_mask, encoder_input_ids)
         decoded, next_cache = self._decode(
             decoder_input_ids,
             decoder_inputs_embeds,
@@ -251,7 +256,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         inputs_embeds: Float[Array, "batch target d_model"] | None,
         attention_mask: Mask[ArrayLike, "batch target"] | None,
         position_ids: Integer[ArrayLike, "#batch target"] | None,
-        before: Source | BartCache | None,
+        before: Any,
         *,
         show: Show,
         key: PRNGKeyArray | None,
@@ -284,7 +289,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         *,
         inputs_embeds: Float[Array, "batch source d_model"] | None = None,
         decoder_inputs_embeds: Float[Array, "batch target d_model"] | None = None,
-        encoder_outputs: BaseModelOutput | None = None,
+        encoder_outputs: Any = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         key: PRNGKeyArray | None = None,
@@ -293,7 +298,8 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
 
         The arguments are those of `encode` and `decode`. The decoder's input is by
         default the encoder's, shifted right by one. `encoder_outputs` replaces a run of
-        the encoder; the `attention_mask` is still needed.
+        the encoder; the `attention_mask` is still needed. What your own layers attend to
+        may be given in its place, any pytree of arrays.
         """
         refuse_overrides(self, "__call__", "decode")
         encoder_key, decoder_key, head_key = split_key(key, 3)
@@ -317,7 +323,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
                 key=encoder_key,
             )
         show = Show(output_attentions, output_hidden_states)
-        source = make_source(encoder_outputs.last_hidden_state, attention_mask, input_ids)
+        source = source_of(encoder_outputs, attention_mask, input_ids)
         decoded, _ = self._decode(
             decoder_input_ids,
             decoder_inputs_embeds,
@@ -341,14 +347,18 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
 
 
 def seq2seq_states(
-    decoded: BaseModelOutputWithCrossAttentions, encoded: BaseModelOutput, show: Show
+    decoded: BaseModelOutputWithCrossAttentions, encoded: Any, show: Show
 ) -> dict[str, Any]:
     """The fields that all encoder-decoders return beside their own, by HF's names."""
-    return {
+    states: dict[str, Any] = {
         "decoder_hidden_states": decoded.hidden_states,
         "decoder_attentions": decoded.attentions if show.attentions else None,
         "cross_attentions": decoded.cross_attentions if show.attentions else None,
         "decoder_shown": decoded.shown,
+    }
+    if not isinstance(encoded, BaseModelOutput):
+        return states
+    return states | {
         "encoder_last_hidden_state": encoded.last_hidden_state,
         "encoder_hidden_states": encoded.hidden_states,
         "encoder_attentions": encoded.attentions,

@@ -1,5 +1,7 @@
 """BART with a classifier of whole sequences."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,11 +10,10 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 from ..config import BartConfig
 from ..nn.checks import error_if
 from ..nn.dropout import split_key
-from ..nn.layer import Show, Source
+from ..nn.layer import Show
 from ..nn.linear import Linear
 from .bart import BartModel
 from .outputs import (
-    BaseModelOutput,
     BaseModelOutputWithCrossAttentions,
     Seq2SeqSequenceClassifierOutput,
 )
@@ -73,8 +74,8 @@ class BartForSequenceClassification(
     def _output(
         self,
         decoded: BaseModelOutputWithCrossAttentions,
-        encoded: BaseModelOutput,
-        source: Source,
+        encoded: Any,
+        source: Any,
         show: Show,
         *,
         key: PRNGKeyArray | None,
@@ -94,7 +95,7 @@ class BartForSequenceClassification(
         )
 
     def _decoder_output(
-        self, decoded: BaseModelOutputWithCrossAttentions, source: Source, show: Show
+        self, decoded: BaseModelOutputWithCrossAttentions, source: Any, show: Show
     ) -> BaseModelOutputWithCrossAttentions:
         return decoded
 

@@ -10,7 +10,12 @@ from .attention import (
 from .buffer import Buffer
 from .cache import KeyValues
 from .dropout import LayerDrop, split_key
-from .embedding import AbstractPositionalEmbedding, Embedding, LearnedPositionalEmbedding
+from .embedding import (
+    AbstractPositionalEmbedding,
+    Embedding,
+    LearnedPositionalEmbedding,
+    NoPositionalEmbedding,
+)
 from .feed_forward import AbstractFeedForward, FeedForward, transform
 from .layer import (
     AbstractLayer,
@@ -50,6 +55,7 @@ __all__ = [
     "LearnedPositionalEmbedding",
     "Linear",
     "LowRankLinear",
+    "NoPositionalEmbedding",
     "RepeatedLayer",
     "Show",
     "Shown",

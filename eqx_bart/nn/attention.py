@@ -129,9 +129,29 @@ class Attention(AbstractAttention):
     ) -> tuple[
         Float[Array, "batch queries d_model"], Float[Array, "batch heads queries keys"]
     ]:
-        query = split_heads(self.q_proj(hidden_states), self.num_heads)
+        return self.attend(self.queries(hidden_states), key_values, mask, key=key)
+
+    def queries(
+        self, hidden_states: Float[Array, "batch queries d_model"]
+    ) -> Float[Array, "batch heads queries head_dim"]:
+        """The queries of tokens with these states."""
+        return split_heads(self.q_proj(hidden_states), self.num_heads)
+
+    def attend(
+        self,
+        queries: Float[Array, "batch heads queries head_dim"],
+        key_values: KeyValues,
+        mask: Bool[Array, "#batch 1 #queries keys"] | None,
+        *,
+        bias: Float[Array, "#batch #heads #queries keys"] | None = None,
+        key: PRNGKeyArray | None,
+    ) -> tuple[
+        Float[Array, "batch queries d_model"], Float[Array, "batch heads queries keys"]
+    ]:
+        """What `queries` attend to, and the weights; see `dot_product_attention`. For an
+        attention of one's own that differs in its queries, or by a bias."""
         attended, weights = dot_product_attention(
-            query, key_values, mask, dropout=self.dropout, key=key
+            queries, key_values, mask, bias=bias, dropout=self.dropout, key=key
         )
         return self.out_proj(merge_heads(attended)), weights
 

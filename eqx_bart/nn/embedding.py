@@ -135,6 +135,21 @@ class LearnedPositionalEmbedding(AbstractPositionalEmbedding):
         return _rows(self.weight, position_ids + POSITION_OFFSET)
 
 
+class NoPositionalEmbedding(AbstractPositionalEmbedding):
+    """Adds nothing to a token: for layers that learn of positions otherwise."""
+
+    num_positions: int = eqx.field(static=True)
+
+    @property
+    def max_positions(self) -> int:
+        return self.num_positions
+
+    def lookup(
+        self, position_ids: Integer[Array, "#batch length"]
+    ) -> Float[Array, "#batch length 1"]:
+        return jnp.zeros((*position_ids.shape, 1))
+
+
 def embed(
     inputs_embeds: Float[Array, "batch length d_model"],
     positions: Float[Array, "#batch length #d_model"],

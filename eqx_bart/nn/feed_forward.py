@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .activations import ACTIVATIONS
-from .layer import Shown
+from .layer import Context, Shown
 from .linear import AbstractLinear, Linear
 
 
@@ -16,8 +16,12 @@ class AbstractFeedForward(eqx.Module):
 
     @abc.abstractmethod
     def __call__(
-        self, x: Float[Array, "batch length d_model"], *, key: PRNGKeyArray | None
-    ) -> tuple[Float[Array, "batch length d_model"], Shown]:
+        self,
+        hidden_states: Float[Array, "batch new d_model"],
+        context: Context,
+        *,
+        key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "batch new d_model"], Shown]:
         """Returns the new states, and what the block has to show: as a rule nothing, `{}`;
         a balance loss of experts, say. `key` is for dropout, in training mode."""
 
@@ -25,12 +29,13 @@ class AbstractFeedForward(eqx.Module):
 def transform(
     feed_forward: AbstractFeedForward,
     hidden_states: Float[Array, "batch new d_model"],
+    context: Context,
     *,
     key: PRNGKeyArray | None,
 ) -> tuple[Float[Array, "batch new d_model"], Shown]:
     """What a block makes of the states, in the shape that they have: a residual would
     broadcast another."""
-    return feed_forward(hidden_states, key=key)
+    return feed_forward(hidden_states, context, key=key)
 
 
 class FeedForward(AbstractFeedForward):
@@ -61,7 +66,11 @@ class FeedForward(AbstractFeedForward):
         self.activation_function = activation_function
 
     def __call__(
-        self, x: Float[Array, "batch length d_model"], *, key: PRNGKeyArray | None
-    ) -> tuple[Float[Array, "batch length d_model"], Shown]:
-        hidden = ACTIVATIONS[self.activation_function](self.fc1(x))
+        self,
+        hidden_states: Float[Array, "batch new d_model"],
+        context: Context,
+        *,
+        key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "batch new d_model"], Shown]:
+        hidden = ACTIVATIONS[self.activation_function](self.fc1(hidden_states))
         return self.fc2(self.dropout(hidden, key=key)), {}

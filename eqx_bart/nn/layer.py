@@ -68,6 +68,7 @@ class Context(eqx.Module):
     - `positions`: of the new tokens.
     - `slot_positions`: of what stands in each slot, or is about to be written there.
     - `first_slot`: the new tokens are written to this slot and to those after it.
+    - `attention_mask`: which of the new tokens are no padding; all of them without one.
     - `source`: what a decoder's layers attend to beside: a `Source`; several of them, or
         what a model of your own makes of its input; `None` without an encoder.
     - `show`: what the caller has asked to see. What it has not need not be computed.
@@ -77,6 +78,7 @@ class Context(eqx.Module):
     positions: Integer[Array, "#batch new"]
     slot_positions: Integer[Array, "#batch slots"]
     first_slot: int | Integer[Array, ""] = 0
+    attention_mask: Bool[Array, "batch new"] | None = None
     source: Any = None
     show: Show = eqx.field(static=True, default=NOTHING)
 
@@ -178,7 +180,8 @@ def cross_attend(
 @runtime_checkable
 class Layers(Protocol):
     """The layers of a stack: a tuple of them, or a module that gives them in order, as
-    `RepeatedLayer` does."""
+    `RepeatedLayer` does. It may make them when it is asked to: `equinox.tree_at` then finds
+    what the module holds, not what it gives."""
 
     def __iter__(self) -> Iterator[AbstractLayer]: ...
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .dropout import LayerDrop, split_key
 from .layer import Context, Layers, Shown
+from .norm import LayerNorm
 
 
 class Checkpointing(eqx.Module):
@@ -44,10 +45,12 @@ def run_layers(
     caches: Sequence[Any] | None = None,
     *,
     layerdrop: LayerDrop,
+    layer_norm: LayerNorm | None,
     checkpointing: Checkpointing | None,
     keys: Sequence[PRNGKeyArray | None],
 ) -> StackOutput:
-    """Hands states from layer to layer, with a cache for each of them or without any.
+    """Hands states from layer to layer, with a cache for each of them or without any, and
+    normalises the last ones by `layer_norm`, if there is one.
 
     **Raises** `ValueError` if there are caches for another number of layers.
     """
@@ -67,6 +70,8 @@ def run_layers(
         states = [*states, new] if context.show.hidden_states else [new]
         next_caches.append(cache)
         shown.append(_asked_for(shows, context))
+    if layer_norm is not None:
+        states[-1] = layer_norm(states[-1])
     return StackOutput(
         states[-1],
         tuple(states) if context.show.hidden_states else None,

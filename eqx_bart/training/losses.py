@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 from ..config import BartConfig
 from ..models.conditional_generation import BartForConditionalGeneration
 from ..models.inputs import IGNORE_INDEX, refuse_overrides, shift_tokens_right
-from ..models.language_model import AbstractLMHead
 from ..nn.checks import ArrayLike, as_indices, check_range, Mask
 
 
@@ -153,12 +152,13 @@ def _sum_of_chunks(
 
 def seq2seq_loss(
     model: BartForConditionalGeneration,
-    input_ids: Integer[ArrayLike, "batch source"],
+    input_ids: Integer[ArrayLike, "batch source"] | None,
     attention_mask: Mask[ArrayLike, "batch source"] | None,
     labels: Integer[ArrayLike, "batch target"],
     *,
     decoder_input_ids: Integer[ArrayLike, "batch target"] | None = None,
     decoder_attention_mask: Mask[ArrayLike, "batch target"] | None = None,
+    encoder_outputs: Any = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     chunk_size: int | None = None,
@@ -169,6 +169,7 @@ def seq2seq_loss(
     **Arguments:**
 
     - `labels`: the tokens to predict, -100 where there are none.
+    - `encoder_outputs`: what replaces a run of the encoder, as in a call of the model.
     - `decoder_input_ids`: `labels`, shifted to the right, by default.
     - `chunk_size`: of how many tokens logits are held at a time; of all by default. See
         `chunked_cross_entropy`.
@@ -187,16 +188,22 @@ def seq2seq_loss(
     inputs = (input_ids, attention_mask, decoder_input_ids, decoder_attention_mask)
     options: Any = {"label_smoothing": label_smoothing, "z_loss": z_loss}
     if chunk_size is None:
-        return cross_entropy(model(*inputs, key=key).logits, labels, **options)
+        outputs = model(*inputs, encoder_outputs=encoder_outputs, key=key)
+        return cross_entropy(outputs.logits, labels, **options)
     refuse_overrides(model, "chunk_size", "__call__")
-    if isinstance(model.lm_head, AbstractLMHead):
+    if model.head is not None:
         raise TypeError(
             f"chunk_size needs a head of the hidden states alone, and the model's is a "
-            f"{type(model.lm_head).__name__}: pass chunk_size=None."
+            f"{type(model.head).__name__}: pass chunk_size=None."
         )
-    states = model.model(*inputs, key=key).last_hidden_state
+    outputs = model.model(*inputs, encoder_outputs=encoder_outputs, key=key)
+    states = outputs.last_hidden_state
     return chunked_cross_entropy(
-        model.projection, states, labels, chunk_size=chunk_size, **options
+        model.projection,
+        states,
+        labels,
+        chunk_size=chunk_size,
+        **options,
     )
 
 

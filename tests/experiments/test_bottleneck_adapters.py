@@ -46,8 +46,8 @@ class AdaptedFeedForward(eb.nn.AbstractFeedForward):
     block: eb.nn.AbstractFeedForward = eqx.field(metadata=eb.nn.INLINED)
     adapter: Adapter
 
-    def __call__(self, x: Float[Array, "batch length d_model"], *, key):
-        transformed, shown = self.block(x, key=key)
+    def __call__(self, x: Float[Array, "batch new d_model"], context, *, key):
+        transformed, shown = self.block(x, context, key=key)
         return self.adapter(transformed), shown
 
 

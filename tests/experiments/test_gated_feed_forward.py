@@ -31,7 +31,7 @@ class SwiGLU(eb.nn.AbstractFeedForward):
         )
         self.dropout = eqx.nn.Dropout(dropout)
 
-    def __call__(self, x: Float[Array, "batch length d_model"], *, key):
+    def __call__(self, x: Float[Array, "batch new d_model"], context, *, key):
         hidden = jax.nn.silu(self.gate(x)) * self.up(x)
         return self.down(self.dropout(hidden, key=key)), {}
 

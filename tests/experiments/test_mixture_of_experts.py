@@ -27,7 +27,7 @@ class MixtureOfExperts(eb.nn.AbstractFeedForward):
     router: eb.nn.AbstractLinear
     experts: tuple[eb.nn.AbstractFeedForward, ...]
 
-    def __call__(self, x: Float[Array, "batch length d_model"], *, key):
+    def __call__(self, x: Float[Array, "batch new d_model"], context, *, key):
         logits = self.router(x)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         probabilities = jax.nn.softmax(logits)
@@ -36,10 +36,15 @@ class MixtureOfExperts(eb.nn.AbstractFeedForward):
         gates = jnp.where(is_chosen, probabilities, 0).astype(x.dtype)
         # Each expert sees all tokens here, which is simple, and does for a few experts.
         keys = eb.nn.split_key(key, num_experts)
-        outputs = [e(x, key=k)[0] for e, k in zip(self.experts, keys, strict=True)]
+        outputs = [e(x, context, key=k)[0] for e, k in zip(self.experts, keys, strict=True)]
         mixed = jnp.einsum("bne,ebnd->bnd", gates, jnp.stack(outputs))
-        shares = jnp.mean(is_chosen, axis=(0, 1), dtype=logits.dtype)
-        balance = num_experts * jnp.sum(shares * jnp.mean(probabilities, axis=(0, 1)))
+        mask = context.attention_mask
+        is_token = jnp.ones(x.shape[:2], bool) if mask is None else mask
+        shares, means = (
+            jnp.mean(y, axis=(0, 1), where=is_token[..., None], dtype=logits.dtype)
+            for y in (is_chosen, probabilities)
+        )
+        balance = num_experts * jnp.sum(shares * means)
         return mixed, {"balance_loss": balance}
 
 
@@ -82,13 +87,8 @@ def balanced_loss(model, input_ids, attention_mask, labels, *, weight=0.01, key=
 # --8<-- [end:model]
 
 
-# A block does not know what is padding, and its loss counts that too: here is none, since
-# the embedding of padding learns nothing, whatever finite differences say.
-FULL_IDS = np.array([[0, 5, 9, 17, 2], [0, 23, 8, 30, 2]])
-
-
 def loss_of(model, weight=0.01):
-    return balanced_loss(model, FULL_IDS, None, LABELS, weight=weight)
+    return balanced_loss(model, IDS, MASK, LABELS, weight=weight)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_its_loss_reaches_the_user(model):
     seen = []
     probe = eqx.tree_at(lambda m: m.router, first.feed_forward, Spy(seen))
     eqx.tree_at(lambda m: m.model.encoder.layers[0].feed_forward, model, probe)(IDS, MASK)
-    logits = first.feed_forward.router(seen[0]).reshape(-1, 3)
+    logits = first.feed_forward.router(seen[0])[MASK]  # padding does not count
     shares = np.bincount(np.argmax(logits, axis=-1), minlength=3) / len(logits)
     expected = 3 * np.sum(shares * np.mean(jax.nn.softmax(logits), axis=0))
     assert_close(out.encoder_shown["balance_loss"][0], expected, 1e-6)

@@ -47,7 +47,7 @@ class PointerBart(eb.BartForConditionalGeneration):
         bart_key, gate_key = jax.random.split(key)
         super().__init__(config, generation_config, key=bart_key)
         gate = eb.nn.Linear(config.d_model, 1, init_std=config.init_std, key=gate_key)
-        self.lm_head = PointerHead(gate)
+        self.head = PointerHead(gate)
 
 
 # --8<-- [end:model]
@@ -57,22 +57,22 @@ class PointerBart(eb.BartForConditionalGeneration):
 def model(tmp_path):
     """BART's checkpoint, with a new gate."""
     checkpoint(tmp_path / "bart")
-    with pytest.warns(UserWarning, match=r"lm_head\.gate\.weight.*drawn at random"):
+    with pytest.warns(UserWarning, match=r"head\.gate\.weight.*drawn at random"):
         return PointerBart.from_pretrained(tmp_path / "bart", key=jax.random.key(1))
 
 
 def test_pointer_generator(model, tmp_path):
-    check_all(model, lambda m: m.lm_head, tmp_path / "pointer")
+    check_all(model, lambda m: m.head, tmp_path / "pointer")
 
 
 def test_all_calls_go_through_the_head(model):
-    bart = eqx.tree_at(lambda m: m.lm_head, model, None)
+    bart = eqx.tree_at(lambda m: m.head, model, None)
     targets = LABELS[:, :3]
     out = model(IDS, MASK, targets, output_attentions=True)
     assert_close(jnp.sum(jnp.exp(out.logits), axis=-1), np.ones((2, 3)), 1e-5)
     plain = jax.nn.softmax(bart(IDS, MASK, targets).logits)
     states = model.model(IDS, MASK, targets).last_hidden_state
-    p = jax.nn.sigmoid(model.lm_head.gate(states))
+    p = jax.nn.sigmoid(model.head.gate(states))
     copies = np.zeros(plain.shape)
     for (row, i), token in np.ndenumerate(IDS):
         copies[row, :, token] += out.cross_attentions[-1][row, :, :, i].mean(0)
@@ -110,19 +110,19 @@ def test_it_copies(model, side):
     mask = ids != 1
     if side == "left":
         ids, mask = (np.stack([x[0], np.roll(x[1], 2)]) for x in (ids, mask))
-    shut = eqx.tree_at(lambda m: m.lm_head.gate.bias, model, jnp.full(1, -100.0))
+    shut = eqx.tree_at(lambda m: m.head.gate.bias, model, jnp.full(1, -100.0))
     for beams in (1, 3):
         found = shut.generate(ids, mask, num_beams=beams, max_new_tokens=6).sequences
         for row in (0, 1):
             assert set(found[row, 1:].tolist()) <= set(ids[row][mask[row]].tolist())
     # A model without the copies says other things.
-    bart = eqx.tree_at(lambda m: m.lm_head, model, None)
+    bart = eqx.tree_at(lambda m: m.head, model, None)
     said = bart.generate(ids, mask, max_new_tokens=6).sequences
     assert not set(said[0, 1:].tolist()) <= set(ids[0].tolist())
 
 
 def test_shapes_are_checked(model):
     gate = eb.nn.Linear(31, 1, init_std=1.0, key=jax.random.key(1))
-    wrong = eqx.tree_at(lambda m: m.lm_head.gate, model, gate)
+    wrong = eqx.tree_at(lambda m: m.head.gate, model, gate)
     with pytest.raises(jaxtyping.TypeCheckError, match=r"(inner|d_in)=32"):
         wrong(IDS, MASK)

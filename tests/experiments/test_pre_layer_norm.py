@@ -5,8 +5,6 @@ Source: Xiong et al. 2020 (arXiv:2002.04745). HF's mBART is such a BART, so it i
 here.
 """
 
-import re
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -24,13 +22,11 @@ import eqx_bart as eb
 
 # --8<-- [start:model]
 class PreNormLayer(eb.nn.AbstractLayer):
-    """A layer of BART, with its norms before the sub-layers. The last one of a stack has
-    `layer_norm`, that of the stack."""
+    """A layer of BART, with its norms before the sub-layers."""
 
     parts: eb.models.BartEncoderLayer | eb.models.BartDecoderLayer = eqx.field(
         metadata=eb.nn.INLINED
     )
-    layer_norm: eb.nn.LayerNorm | None
 
     def init_cache(self, batch_size, num_slots, source, dtype):
         return self.parts.init_cache(batch_size, num_slots, source, dtype)
@@ -51,10 +47,9 @@ class PreNormLayer(eb.nn.AbstractLayer):
                 parts.encoder_attn, normed, context, context.source, cross, key=keys[2]
             )
             x = x + parts.dropout(attended, key=keys[3])
-        transformed, more = parts.feed_forward(parts.final_layer_norm(x), key=keys[4])
+        normed = parts.final_layer_norm(x)
+        transformed, more = parts.feed_forward(normed, context, key=keys[4])
         x = x + parts.dropout(transformed, key=keys[5])
-        if self.layer_norm is not None:
-            x = self.layer_norm(x)
         if cache is not None:
             cache = eb.models.DecoderLayerCache(slots, cross)
         return x, cache, shown | more
@@ -65,16 +60,18 @@ class PreNormBart(eb.BartForConditionalGeneration):
 
     def __init__(self, config, generation_config=None, *, key):
         super().__init__(config, generation_config, key=key)
-        norm = eb.nn.LayerNorm(config.d_model)
 
-        def pre_norm(layers):
-            *others, last = layers
-            return (*(PreNormLayer(x, None) for x in others), PreNormLayer(last, norm))
+        def pre_norm(stack):
+            layers = tuple(map(PreNormLayer, stack.layers))
+            new = layers, eb.nn.LayerNorm(config.d_model)
+            return eqx.tree_at(
+                lambda x: (x.layers, x.layer_norm), stack, new, is_leaf=lambda x: x is None
+            )
 
         def stacks(model):
-            return model.encoder.layers, model.decoder.layers
+            return model.encoder, model.decoder
 
-        new = [pre_norm(layers) for layers in stacks(self.model)]
+        new = [pre_norm(stack) for stack in stacks(self.model)]
         self.model = eqx.tree_at(stacks, self.model, new)
 
 
@@ -111,11 +108,11 @@ def test_pre_layer_norm(tmp_path):
 
 
 def mbart_logits(directory, decoder_ids):
-    """What HF's mBART makes of the same weights. There the last norm is the stack's."""
+    """What HF's mBART makes of the same weights."""
     config = {k: v for k, v in CONFIG.to_dict().items() if k != "model_type"}
     mbart = transformers.MBartForConditionalGeneration(transformers.MBartConfig(**config))
     tensors = {
-        re.sub(r"layers\.\d+\.layer_norm", "layer_norm", name): torch.from_numpy(value)
+        name: torch.from_numpy(value)
         for name, value in load_file(directory / "model.safetensors").items()
     }
     missing, unexpected = mbart.load_state_dict(tensors, strict=False)

@@ -67,11 +67,8 @@ class BiasedAttention(eb.nn.AbstractAttention):
         key,
     ):
         ours, bias = self.attention, self.bias(positions, key_positions)
-        query = eb.nn.split_heads(ours.q_proj(hidden_states), ours.num_heads)
-        attended, weights = eb.nn.dot_product_attention(
-            query, key_values, mask, bias=bias, dropout=ours.dropout, key=key
-        )
-        return ours.out_proj(eb.nn.merge_heads(attended)), weights
+        queries = ours.queries(hidden_states)
+        return ours.attend(queries, key_values, mask, bias=bias, key=key)
 
 
 class BiasedLayers(eqx.Module):

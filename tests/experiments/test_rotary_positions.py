@@ -18,19 +18,6 @@ import eqx_bart as eb
 
 
 # --8<-- [start:model]
-class NoPositions(eb.nn.AbstractPositionalEmbedding):
-    """Adds nothing to the embeddings of tokens."""
-
-    limit: int = eqx.field(static=True)
-
-    @property
-    def max_positions(self):
-        return self.limit
-
-    def lookup(self, position_ids):
-        return jnp.zeros((*position_ids.shape, 1))
-
-
 class RotaryAttention(eb.nn.AbstractAttention):
     """BART's attention with rotated queries and keys. A key is rotated once, when it is
     made, and so stands in the cache."""
@@ -54,12 +41,8 @@ class RotaryAttention(eb.nn.AbstractAttention):
         *,
         key,
     ):
-        ours = self.attention
-        query = eb.nn.split_heads(ours.q_proj(hidden_states), ours.num_heads)
-        attended, weights = eb.nn.dot_product_attention(
-            rotated(query, positions), key_values, mask, dropout=ours.dropout, key=key
-        )
-        return ours.out_proj(eb.nn.merge_heads(attended)), weights
+        queries = rotated(self.attention.queries(hidden_states), positions)
+        return self.attention.attend(queries, key_values, mask, key=key)
 
 
 def rotated(x, positions, base=10_000):
@@ -90,7 +73,7 @@ def rotary(model):
 
     new = [RotaryAttention(x) for x in attentions(model)]
     model = eqx.tree_at(attentions, model, new)
-    new = [NoPositions(x.max_positions) for x in positions(model)]
+    new = [eb.nn.NoPositionalEmbedding(x.max_positions) for x in positions(model)]
     return eqx.tree_at(positions, model, new)
 
 

@@ -60,7 +60,7 @@ class WindowedAttention(eb.nn.AbstractAttention):
         near = blocks(is_token.swapaxes(2, 3), size).swapaxes(2, 3)
         distance = jnp.arange(3 * size) - size - jnp.arange(size)[:, None]
         near = near & (jnp.abs(distance) <= size)
-        query = eb.nn.split_heads(ours.q_proj(hidden_states), ours.num_heads)
+        query = ours.queries(hidden_states)
         key_values = jax.tree.map(lambda x: blocks(x, size), key_values)
         attended, _ = eb.nn.dot_product_attention(
             blocks(query, 0), key_values, near, dropout=ours.dropout, key=key
@@ -103,12 +103,8 @@ def lengthened(model, num):
     """`model`, a `WindowedBart`, for sources of `num` tokens."""
     extra = {**model.config.extra, "max_encoder_position_embeddings": num}
     config = dataclasses.replace(model.config, extra=extra)
-    model = eqx.tree_at(lambda m: m.model, model, with_positions(model.model, num))
-
-    def is_config(x):
-        return isinstance(x, eb.BartConfig)
-
-    return jax.tree.map(lambda x: config if is_config(x) else x, model, is_leaf=is_config)
+    longer = with_positions(model.model, num)
+    return eqx.tree_at(lambda m: m.model, model, longer).with_config(config)
 
 
 # --8<-- [end:model]

@@ -13,7 +13,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from oracle import assert_close, assert_same_leaves
-from support import beam_search, check_gradients, checkpoint, LABELS
+from support import beam_search, check_gradients, checkpoint, IDS, LABELS, MASK
 
 import eqx_bart as eb
 
@@ -75,11 +75,6 @@ class TwoSourceBart(eb.BartForConditionalGeneration):
             for (ids, mask), key in zip(inputs, keys, strict=True)
         )
 
-    def teacher_forced(self, sources, decoder_input_ids, *, key=None):
-        """The logits of the token after each of these."""
-        embeds = self.decoder_embed_tokens(decoder_input_ids)
-        return self.logits(self.decoder(embeds, source=sources, key=key), sources)
-
 
 # --8<-- [end:model]
 
@@ -92,10 +87,9 @@ INPUTS = (FIRST, FIRST != 1), (SECOND, np.array([[1, 1, 0], [1, 1, 1]]))
 def loss_of(model, key=None):
     encoder_key, decoder_key = eb.nn.split_key(key, 2)
     sources = model.sources(*INPUTS, key=encoder_key)
-    logits = model.teacher_forced(
-        sources, eb.shift_tokens_right(LABELS, 1, 2), key=decoder_key
-    )
-    return eb.cross_entropy(logits, LABELS).mean
+    return eb.seq2seq_loss(
+        model, None, None, LABELS, encoder_outputs=sources, key=decoder_key
+    ).mean
 
 
 @pytest.fixture
@@ -112,9 +106,8 @@ def second(model):
 
 def test_decoding(model):
     sources = eqx.filter_jit(model.sources)(*INPUTS)
-    # The model's own call is that of BART, but its decoder and its head are enough here.
     eb.testing.check_decoding(model, encoder_outputs=sources)
-    call = eqx.filter_jit(model.teacher_forced)
+    call = eqx.filter_jit(model)
     for beams in (1, 3):
         found = model.generate(encoder_outputs=sources, num_beams=beams, max_new_tokens=5)
         for row in (0, 1):
@@ -122,10 +115,24 @@ def test_decoding(model):
             def logits(ids, row=row, beams=beams):
                 padded = np.pad(ids, [(0, beams - len(ids)), (0, 5 - ids.shape[1])])
                 of_row = jax.tree.map(lambda x: jnp.repeat(x[row][None], beams, 0), sources)
-                return call(of_row, padded)[: len(ids), : ids.shape[1]]
+                out = call(decoder_input_ids=padded, encoder_outputs=of_row)
+                return out.logits[: len(ids), : ids.shape[1]]
 
             expected = beam_search(logits, 2, beams, 5, 2, 1)
             assert found.sequences[row].tolist() == expected
+
+
+def test_every_call_takes_the_sources(model):
+    sources, targets = model.sources(*INPUTS), LABELS[:, :3]
+    out = model(decoder_input_ids=targets, encoder_outputs=sources)
+    assert out.encoder_last_hidden_state is None
+    assert len(out.decoder_shown["second_cross_attentions"]) == 2
+    again = model.decode(targets, encoder_outputs=sources)
+    assert_close(again.logits, out.logits, 1e-6)
+    cache = model.init_cache(sources, 3)
+    for i in range(3):
+        new, cache = model.decode(targets[:, i : i + 1], cache)
+        assert_close(new.logits[:, 0], out.logits[:, i], 1e-5)
 
 
 def test_both_sources_count(model):
@@ -133,7 +140,8 @@ def test_both_sources_count(model):
 
     @eqx.filter_jit
     def logits(model, *inputs):
-        return model.teacher_forced(model.sources(*inputs), targets)
+        sources = model.sources(*inputs)
+        return model(decoder_input_ids=targets, encoder_outputs=sources).logits
 
     expected = logits(model, *INPUTS)
     for i, masked in ((0, (1, 4)), (1, (0, 2))):
@@ -181,4 +189,6 @@ def test_shapes_are_checked(model):
         model.generate(encoder_outputs=(one, narrow), max_new_tokens=2)
     fewer = jax.tree.map(lambda x: x[:1], two)
     with pytest.raises(jaxtyping.TypeCheckError, match=r"batch=2"):
-        model.teacher_forced((one, fewer), LABELS[:, :3])
+        model(decoder_input_ids=LABELS[:, :3], encoder_outputs=(one, fewer))
+    with pytest.raises(TypeError, match="Of a tuple they have to be parts"):
+        model(IDS, MASK, LABELS[:, :3], encoder_outputs=(one, two))

@@ -74,7 +74,9 @@ def test_hidden_and_activation_dropout_zero_and_rescale(p, config, getkey):
     )
     block = eqx.tree_at(lambda m: m.fc2.weight, block, jnp.eye(size))
     x = jax.random.normal(getkey(), (1, 4, size))
-    hidden, shown = block(x, key=getkey())
+    positions = jnp.arange(4)[None]
+    context = eb.nn.Context(None, positions, positions)
+    hidden, shown = block(x, context, key=getkey())
     assert shown == {}
     kept = hidden[block.fc1(x) > 0]
     assert abs(np.mean(kept == 0) - p) < 5 * np.sqrt(p * (1 - p) / kept.size)

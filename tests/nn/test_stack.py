@@ -30,6 +30,7 @@ def run(layers, caches=None, **show):
         eb.nn.Context(None, positions, positions, show=eb.nn.Show(**show)),
         caches,
         layerdrop=eb.nn.LayerDrop(0.0),
+        layer_norm=None,
         checkpointing=None,
         keys=[None] * len(layers),
     )
