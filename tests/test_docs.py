@@ -1,9 +1,12 @@
 """The code on the pages of the documentation does what they say."""
 
+import inspect
 import pathlib
 import re
 
 import pytest
+
+import eqx_bart as eb
 
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
@@ -28,3 +31,9 @@ def test_every_experiment_is_shown():
     files = (pathlib.Path(__file__).parent / "experiments").glob("test_*.py")
     for file in files:
         assert f"tests/experiments/{file.name}:model" in page
+
+
+def test_the_settings_are_those_of_the_class():
+    page = (DOCS / "reference" / "generation.md").read_text()
+    settings = inspect.getdoc(eb.GenerationConfig).partition("**Length:**")
+    assert "".join(settings[1:]) in page
