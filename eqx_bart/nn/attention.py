@@ -1,5 +1,5 @@
-"""Multi-head attention: the contract, BART's, and the masks that it takes. Masks are
-boolean, True = may attend.
+"""Multi-head attention: the contract, BART's own, and masks. Masks are boolean, True = may
+attend.
 
 Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.2; HF's `BartAttention`.
 """
@@ -19,21 +19,27 @@ from .matmul import dot_transposed, matmul
 
 
 class AbstractAttention(eqx.Module):
-    """Attention of queries to the keys and values of other tokens, or of the same.
+    """Attention of queries to the keys and values of the same tokens, or of others.
 
     Self-attention, causal attention and cross-attention, cached or not, are one module:
     they differ in whose `KeyValues` they are given, and in the mask. The layer calls
-    `key_values` for the tokens that are new, writes the result to the slots of a cache if
-    there is one, and then `__call__` with all slots. So what depends on a token alone and
-    on its position, such as a rotation of its key, is done once, in `key_values`.
+    `key_values` for the new tokens, writes the result to the slots of a cache if there is
+    one, and then calls `__call__` with all slots. What depends only on a token and its
+    position, such as a rotation of its key, is thus done once, in `key_values`.
 
     Positions are given for queries and for keys: slots are not positions.
     """
 
     @abc.abstractmethod
     def init_cache(self, batch_size: int, num_slots: int, dtype: DTypeLike) -> KeyValues:
-        """Slots for the keys and values of `num_slots` tokens, in the shapes in which
-        `key_values` makes them."""
+        """Empty slots for keys and values, in the shapes that `key_values` makes.
+
+        **Arguments:**
+
+        - `batch_size`: the number of rows.
+        - `num_slots`: how many tokens of a row there is room for.
+        - `dtype`: of the keys and values.
+        """
 
     @abc.abstractmethod
     def key_values(
@@ -57,25 +63,28 @@ class AbstractAttention(eqx.Module):
         Float[Array, "batch queries d_model"],
         Float[Array, "batch heads queries keys"] | None,
     ]:
-        """Attends.
+        """Attends from the queries to the slots.
 
         **Arguments:**
 
         - `hidden_states`, `positions`: of the queries, which are projected here.
-        - `key_values`, `key_positions`: of all slots. What stands in slots that the mask
-            leaves out means nothing.
-        - `mask`: which slots each query may attend to; all of them without one. A query
-            that may attend to none must give something finite.
+        - `key_values`, `key_positions`: of all slots. What is in slots that the mask
+            leaves out has no meaning.
+        - `mask`: which slots each query may attend to; `None` for all. A query that may
+            attend to none must give something finite.
         - `key`: for dropout, in training mode.
 
         **Returns** the new states; and the weights, or `None` where the algorithm does not
-        make them.
+        compute them.
         """
 
 
 class Attention(AbstractAttention):
-    """BART's attention: as many heads for keys and values as for queries, and no notion of
-    positions. Source: HF's `BartAttention`."""
+    """BART's attention: as many heads for keys and values as for queries. It does not use
+    positions.
+
+    Source: HF's `BartAttention`.
+    """
 
     q_proj: AbstractLinear
     k_proj: AbstractLinear
@@ -94,7 +103,8 @@ class Attention(AbstractAttention):
         init_std: float,
         key: PRNGKeyArray,
     ):
-        """Draws the weights from `N(0, init_std²)`."""
+        """Draws the weights from `N(0, init_std²)`; `dropout` is the probability that an
+        attention weight is dropped."""
         q, k, v, out = (
             Linear(d_model, d_model, init_std=init_std, key=key)
             for key in jax.random.split(key, 4)
@@ -148,8 +158,13 @@ class Attention(AbstractAttention):
     ) -> tuple[
         Float[Array, "batch queries d_model"], Float[Array, "batch heads queries keys"]
     ]:
-        """What `queries` attend to, and the weights; see `dot_product_attention`. For an
-        attention of one's own that differs in its queries, or by a bias."""
+        """Attends from given queries: for an attention of your own that differs in its
+        queries, or by a bias.
+
+        The arguments are those of `dot_product_attention`.
+
+        **Returns** what is attended to, after `out_proj`; and the weights.
+        """
         attended, weights = dot_product_attention(
             queries, key_values, mask, bias=bias, dropout=self.dropout, key=key
         )
@@ -159,7 +174,7 @@ class Attention(AbstractAttention):
 def split_heads(
     x: Float[Array, "batch length d_model"], num_heads: int
 ) -> Float[Array, "batch {num_heads} length head_dim"]:
-    """`x` by heads, laid out as products of them are fast."""
+    """`x` split into heads, in the layout in which products of them are fast."""
     batch, length, d_model = x.shape
     return _swap_copy(x.reshape(batch, length, num_heads, d_model // num_heads))
 
@@ -173,8 +188,8 @@ def merge_heads(
 
 
 def _swap_copy(x: Float[Array, "batch m n head_dim"]) -> Float[Array, "batch n m head_dim"]:
-    """A copy of `x` with its middle axes swapped. Without the axis of length 1 XLA's CPU
-    backend leaves it where it is, where products of it are slow, and so are gradients."""
+    """A copy of `x` with its middle axes swapped. Without the axis of length 1, XLA's CPU
+    backend makes no copy, and products of the result and their gradients are slow."""
     return x[..., None, :].swapaxes(1, 2).squeeze(-2)
 
 
@@ -189,16 +204,19 @@ def dot_product_attention(
 ) -> tuple[
     Float[Array, "batch heads queries head_dim"], Float[Array, "batch heads queries keys"]
 ]:
-    """Scaled dot-product attention; returns what is attended to, and the weights.
+    """Scaled dot-product attention, with its softmax in float32 or better.
 
     **Arguments:**
 
-    - `mask`: which keys each query may attend to. A query that may attend to none attends
-        to all alike.
+    - `query`, `key_values`: split into heads; see `split_heads`.
+    - `mask`: which keys each query may attend to; `None` for all. A query that may attend
+        to none attends to all equally.
     - `bias`: what is added to the scaled scores.
     - `dropout`, `key`: applied to the weights.
 
-    The softmax is computed in float32 or better.
+    **Returns** what is attended to, and the weights.
+
+    Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.2.1.
     """
     return _attend(
         query, key_values.keys, key_values.values, mask, bias, dropout=dropout, key=key
@@ -217,8 +235,8 @@ def _attend(
 ) -> tuple[
     Float[Array, "batch heads queries head_dim"], Float[Array, "batch heads queries keys"]
 ]:
-    """`dot_product_attention`, with the shapes of keys and values next to the others, so
-    that all are checked against one another."""
+    """`dot_product_attention`, with keys and values as arguments of their own, so that all
+    shapes are checked against one another."""
     dtype = jnp.result_type(query.dtype, jnp.float32)
     query = query * query.shape[-1] ** -0.5
     scores = dot_transposed(query, keys)

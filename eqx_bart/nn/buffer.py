@@ -13,8 +13,8 @@ class Buffer(AbstractStored):
     """An array that belongs to a model but is not one of its parameters.
 
     Gradients, optimisers and casts pick parameters by their inexact dtype, with
-    `equinox.is_inexact_array`. A buffer holds the bits of its floats as integers, so that
-    they pass it by.
+    `equinox.is_inexact_array`. A buffer holds the bits of its floats as integers, so they
+    do not pick it.
     """
 
     bits: UInt[Array, "*shape"]

@@ -20,15 +20,23 @@ class KeyValues(eqx.Module):
     def zeros(
         cls, batch_size: int, heads: int, length: int, head_dim: int, dtype: DTypeLike
     ) -> "KeyValues":
-        """Empty slots, to be written to."""
+        """Empty slots, to be written to.
+
+        **Arguments:**
+
+        - `batch_size`, `heads`, `length`, `head_dim`: the shape of the keys and of the
+            values.
+        - `dtype`: of both.
+        """
         zeros = jnp.zeros((batch_size, heads, length, head_dim), dtype)
         return cls(zeros, zeros)
 
     def write(self, new: "KeyValues", start: int | Integer[Array, ""]) -> "KeyValues":
-        """These, with `new` written over the slots from `start` on.
+        """These, with `new` written over the slots from `start` on. The caller must check
+        that the slots exist.
 
-        **Raises** `ValueError` if `new` has another batch, other heads or another size of
-        heads. That the slots exist is for the caller to check.
+        **Raises** `ValueError` if `new` has another batch size, number of heads or head
+        size.
         """
 
         def write(old: Array, new: Array) -> Array:

@@ -41,7 +41,7 @@ def error_if(x: _T, pred: Bool[ArrayLike, "..."], message: str) -> _T:
 
 
 def as_indices(ids: Integer[ArrayLike, "*shape"]) -> Integer[Array, "*shape"]:
-    """`ids` as a JAX array of 32 bits or more, in which sums and limits do not wrap."""
+    """`ids` as a JAX array of 32 bits or more, so that sums and limits do not wrap."""
     dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(ids.dtype, jnp.int32))
     if isinstance(ids, np.ndarray):  # else JAX would compile a program for each shape
         return jax.device_put(ids.astype(dtype))
@@ -53,9 +53,15 @@ def check_range(
 ) -> Integer[Array, "*shape"]:
     """`as_indices(ids)`, checked to lie in `[0, size)`.
 
-    JAX clamps an index past the end of an array, so that a wrong id would silently
-    read another row. **Raises** as `error_if` does; outside `jit` the message names the
-    first offending value and its place.
+    JAX clamps an index past the end of an array, so a wrong id would silently read another
+    row.
+
+    **Arguments:**
+
+    - `name`, `table`: what the message calls the ids, and the table that they index.
+
+    **Raises** as `error_if` does; outside `jit` the message names the first wrong value and
+    its place.
     """
     message = f"{name} must lie in [0, {size}), the rows of {table}"
     if isinstance(ids, jax.core.Tracer):

@@ -1,4 +1,4 @@
-"""What training drops, by key. Single activations are dropped by `equinox.nn.Dropout`."""
+"""LayerDrop, and keys for it. `equinox.nn.Dropout` drops single activations."""
 
 import equinox as eqx
 import jax
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 
 def split_key(key: PRNGKeyArray | None, num: int) -> list[PRNGKeyArray | None]:
-    """`num` keys from `key`, or `num` times `None` from `None`."""
+    """`num` keys split from `key`, or `num` times `None` if it is `None`."""
     return [None] * num if key is None else list(jax.random.split(key, num))
 
 
@@ -27,7 +27,12 @@ class LayerDrop(eqx.Module):
         *,
         key: PRNGKeyArray | None,
     ) -> Float[Array, "*shape"]:
-        """`new`, what the layer made of `old`; or `old`, where the layer is dropped.
+        """`new`, or `old` where the layer is dropped.
+
+        **Arguments:**
+
+        - `new`, `old`: the states after the layer, and before it.
+        - `key`: needed in training mode only, unless `p` is 0.
 
         **Raises** `RuntimeError` if a key is needed and none is given.
         """

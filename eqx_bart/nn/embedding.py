@@ -16,10 +16,12 @@ POSITION_OFFSET = 2
 
 
 class Embedding(eqx.Module):
-    """A table of token embeddings, times `scale` where it is looked up.
+    """A table of token embeddings. A lookup multiplies by `scale`.
 
-    The row of `padding_idx` is looked up like any other but learns nothing from it, as
-    in PyTorch. Source: HF's `BartScaledWordEmbedding`.
+    The row of `padding_idx` is looked up like any other, but a lookup gives it no gradient,
+    as in PyTorch.
+
+    Source: HF's `BartScaledWordEmbedding`.
     """
 
     weight: Float[Array, "vocab d_model"]
@@ -36,7 +38,7 @@ class Embedding(eqx.Module):
         init_std: float,
         key: PRNGKeyArray,
     ):
-        """Draws the table from `N(0, init_std²)`, but for a `padding_idx` row of zeros."""
+        """Draws the table from `N(0, init_std²)`; the row of `padding_idx` is zero."""
         weight = init_std * jax.random.normal(key, (vocab_size, d_model))
         if padding_idx is not None:
             weight = weight.at[padding_idx].set(0)
@@ -54,8 +56,8 @@ class Embedding(eqx.Module):
     ) -> Float[Array, "batch length d_model"]:
         """Looks `ids` up.
 
-        **Raises** if an id lies outside the table; `name` is what the message calls
-        them. See `eqx_bart.nn.checks.check_range`.
+        **Raises** as `eqx_bart.nn.checks.check_range` does if an id lies outside the table;
+        `name` is what the message calls the ids.
         """
         return self.lookup(check_range(ids, self.vocab_size, name, "the vocabulary"))
 
@@ -71,14 +73,14 @@ class Embedding(eqx.Module):
 class AbstractPositionalEmbedding(eqx.Module):
     """What is added to the embedding of a token for its position.
 
-    Positions that layers learn of otherwise, as rotary ones, leave nothing to add: such a
-    module returns zeros.
+    Where the layers use positions themselves, as rotary embeddings do, there is nothing to
+    add, and the module returns zeros.
     """
 
     @property
     @abc.abstractmethod
     def max_positions(self) -> int:
-        """How many positions there are, and so the longest sequence, in tokens."""
+        """The number of positions: the longest sequence, in tokens."""
 
     @abc.abstractmethod
     def lookup(
@@ -89,10 +91,10 @@ class AbstractPositionalEmbedding(eqx.Module):
     def span(
         self, start: int | Integer[Array, ""], length: int
     ) -> Integer[Array, "1 {length}"]:
-        """The positions `start` to `start + length - 1`.
+        """The positions `start` to `start + length - 1`. The caller must check that a
+        traced `start` stays inside the table.
 
-        **Raises** `ValueError` if `length` exceeds the table. That a traced `start` stays
-        inside it is for the caller to check.
+        **Raises** `ValueError` if `length` exceeds the table.
         """
         if length > self.max_positions:
             raise ValueError(
@@ -104,9 +106,9 @@ class AbstractPositionalEmbedding(eqx.Module):
     def checked(
         self, position_ids: Integer[ArrayLike, "#batch length"], name: str
     ) -> Integer[Array, "#batch length"]:
-        """The positions, if there are such.
+        """`position_ids`, if all of them exist; `name` is what the message calls them.
 
-        **Raises** if one lies outside the table, as `Embedding.__call__` does.
+        **Raises** as `Embedding.__call__` does if one lies outside the table.
         """
         return check_range(position_ids, self.max_positions, name, "the position table")
 
@@ -136,7 +138,7 @@ class LearnedPositionalEmbedding(AbstractPositionalEmbedding):
 
 
 class NoPositionalEmbedding(AbstractPositionalEmbedding):
-    """Adds nothing to a token: for layers that learn of positions otherwise."""
+    """Adds nothing to a token: for layers that use positions themselves, or none."""
 
     num_positions: int = eqx.field(static=True)
 

@@ -12,7 +12,7 @@ from .linear import AbstractLinear, Linear
 
 
 class AbstractFeedForward(eqx.Module):
-    """What a layer does with each position by itself, between its residuals."""
+    """The block of a layer that maps each position by itself, inside a residual."""
 
     @abc.abstractmethod
     def __call__(
@@ -22,8 +22,17 @@ class AbstractFeedForward(eqx.Module):
         *,
         key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "batch new d_model"], Shown]:
-        """Returns the new states, and what the block has to show: as a rule nothing, `{}`;
-        a balance loss of experts, say. `key` is for dropout, in training mode."""
+        """Runs the block on new tokens.
+
+        **Arguments:**
+
+        - `hidden_states`: of the new tokens.
+        - `context`: see `Context`.
+        - `key`: for dropout, in training mode.
+
+        **Returns** the new states, without the residual; and what the block has to show,
+        usually `{}`, or a balance loss of experts, for example.
+        """
 
 
 def transform(
@@ -33,14 +42,20 @@ def transform(
     *,
     key: PRNGKeyArray | None,
 ) -> tuple[Float[Array, "batch new d_model"], Shown]:
-    """What a block makes of the states, in the shape that they have: a residual would
-    broadcast another."""
+    """Runs a block, and checks that it keeps the shape of the states: a residual would
+    broadcast another.
+
+    The arguments and results are those of `AbstractFeedForward.__call__`.
+    """
     return feed_forward(hidden_states, context, key=key)
 
 
 class FeedForward(AbstractFeedForward):
-    """Two linear maps around an activation. Source: Vaswani et al. 2017 (arXiv:1706.03762),
-    section 3.3; `fc1` and `fc2` of HF's `BartEncoderLayer`."""
+    """Two linear maps around an activation.
+
+    Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.3; `fc1` and `fc2` of HF's
+    `BartEncoderLayer`.
+    """
 
     fc1: AbstractLinear
     fc2: AbstractLinear
@@ -57,8 +72,13 @@ class FeedForward(AbstractFeedForward):
         init_std: float,
         key: PRNGKeyArray,
     ):
-        """Draws the weights from `N(0, init_std²)`; `activation_function` is one of
-        `ACTIVATIONS`."""
+        """Draws the weights from `N(0, init_std²)`.
+
+        **Arguments:**
+
+        - `activation_function`: a name in `eqx_bart.nn.activations.ACTIVATIONS`.
+        - `dropout`: the probability that an activation is dropped.
+        """
         fc1_key, fc2_key = jax.random.split(key)
         self.fc1 = Linear(d_model, ffn_dim, init_std=init_std, key=fc1_key)
         self.fc2 = Linear(ffn_dim, d_model, init_std=init_std, key=fc2_key)

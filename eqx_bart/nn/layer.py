@@ -14,9 +14,9 @@ from .attention import AbstractAttention, padding_mask
 from .cache import KeyValues
 
 
-#: What a layer has to show beside its states, by name: `"attentions"`, the weights of its
-#: self-attention, `"cross_attentions"`; and what else it wants the caller of the model to
-#: see, such as a loss.
+#: What a layer has to show as well as its states, by name: `"attentions"`, the weights of
+#: its self-attention; `"cross_attentions"`; and anything else that the caller of the model
+#: is to see, such as a loss.
 Shown = Mapping[str, Array | None]
 
 
@@ -35,10 +35,12 @@ NOTHING = Show()
 class Source(eqx.Module):
     """What an encoder has made of its input, for a decoder's layers and its head.
 
+    **Fields:**
+
     - `hidden_states`: the encoder's last ones.
-    - `attention_mask`: which of them may be attended to; all of them without one.
-    - `input_ids`: what the encoder has read, if the caller said so. Those of padding mean
-        nothing.
+    - `attention_mask`: which of them may be attended to; `None` for all.
+    - `input_ids`: what the encoder has read, if the caller gave it. The ids of padding have
+        no meaning.
     """
 
     hidden_states: Float[Array, "batch source d_model"]
@@ -58,20 +60,22 @@ class Source(eqx.Module):
 
 
 class Context(eqx.Module):
-    """What a layer may want to know of the call that it is part of.
+    """What a layer may want to know about the call that it is part of.
 
-    The tokens of a call are its new tokens. What they attend to stands in slots: with a
-    cache, its slots; without one, the new tokens themselves. Slots are not positions: the
-    beams of an input share a cache, and padding shifts rows.
+    The tokens of a call are its new tokens. They attend to slots: with a cache, those of
+    the cache; without one, the new tokens themselves. Slots are not positions: the beams of
+    an input share a cache, and padding shifts rows.
 
-    - `mask`: which slots each new token may attend to; all without one. True = may attend.
+    **Fields:**
+
+    - `mask`: which slots each new token may attend to; `None` for all. True = may attend.
     - `positions`: of the new tokens.
-    - `slot_positions`: of what stands in each slot, or is about to be written there.
+    - `slot_positions`: of the token in each slot, or of the one to be written there.
     - `first_slot`: the new tokens are written to this slot and to those after it.
-    - `attention_mask`: which of the new tokens are no padding; all of them without one.
-    - `source`: what a decoder's layers attend to beside: a `Source`; several of them, or
+    - `attention_mask`: which of the new tokens are not padding; `None` if none is.
+    - `source`: what a decoder's layers attend to as well: a `Source`; more than one, or
         what a model of your own makes of its input; `None` without an encoder.
-    - `show`: what the caller has asked to see. What it has not need not be computed.
+    - `show`: what the caller has asked to see. The rest need not be computed.
     """
 
     mask: Bool[Array, "#batch 1 #new slots"] | None
@@ -85,19 +89,20 @@ class Context(eqx.Module):
 
 class AbstractLayer(eqx.Module):
     """A layer of a stack. It owns its flow: the stack hands it states and a context, and
-    knows nothing of its inside.
+    does not know what is inside it.
     """
 
     @abc.abstractmethod
     def init_cache(
         self, batch_size: int, num_slots: int, source: Any, dtype: DTypeLike
     ) -> Any:
-        """What the layer remembers between calls, before the first: any pytree of arrays,
-        in shapes of its own. `None` for a layer that is never cached, as an encoder's.
+        """What the layer remembers between calls, as it is before the first one: any pytree
+        of arrays. `None` for a layer that is never cached, such as an encoder's.
 
         **Arguments:**
 
-        - `num_slots`: how many tokens there is room for.
+        - `batch_size`: the number of rows.
+        - `num_slots`: how many tokens of a row there is room for.
         - `source`: as in `Context`. What follows from it alone, such as keys and values
             of cross-attention, is computed here, once.
         - `dtype`: of the states.
@@ -118,8 +123,8 @@ class AbstractLayer(eqx.Module):
 
         - `hidden_states`: of the new tokens.
         - `context`: see `Context`.
-        - `cache`: what `init_cache`, or the last call, returned; or `None`, where the new
-            tokens are all that there are.
+        - `cache`: what `init_cache`, or the last call, returned; or `None`, where there are
+            no other tokens than the new ones.
         - `key`: for dropout, in training mode.
 
         **Returns** the new states; the next cache, `None` if there was none; and what
@@ -135,7 +140,12 @@ def self_attend(
     *,
     key: PRNGKeyArray | None,
 ) -> tuple[Float[Array, "batch new d_model"], KeyValues | None, Array | None]:
-    """Attention of the new tokens to the slots, their own among them.
+    """Attention of the new tokens to the slots, including their own.
+
+    **Arguments:**
+
+    - `hidden_states`, `context`, `key`: as `AbstractLayer.__call__` takes them.
+    - `cache`: the slots; `None` where there are no other tokens than the new ones.
 
     **Returns** what they attend to, the next cache if there was one, and the weights.
     """
@@ -162,8 +172,15 @@ def cross_attend(
     *,
     key: PRNGKeyArray | None,
 ) -> tuple[Float[Array, "batch new d_model"], Array | None]:
-    """Attention of the new tokens to a source, whose keys and values are those of `cache`
-    or, without one, computed here. Returns what they attend to, and the weights."""
+    """Attention of the new tokens to a source.
+
+    **Arguments:**
+
+    - `hidden_states`, `context`, `key`: as `AbstractLayer.__call__` takes them.
+    - `cache`: the keys and values of `source`; without them, they are computed here.
+
+    **Returns** what they attend to, and the weights.
+    """
     key_values = cache
     if key_values is None:
         key_values = attention.key_values(source.hidden_states, source.positions)
@@ -180,8 +197,8 @@ def cross_attend(
 @runtime_checkable
 class Layers(Protocol):
     """The layers of a stack: a tuple of them, or a module that gives them in order, as
-    `RepeatedLayer` does. It may make them when it is asked to: `equinox.tree_at` then finds
-    what the module holds, not what it gives."""
+    `RepeatedLayer` does. Such a module may make them on demand: `equinox.tree_at` then
+    finds what the module holds, not what it gives."""
 
     def __iter__(self) -> Iterator[AbstractLayer]: ...
 
@@ -191,8 +208,11 @@ class Layers(Protocol):
 
 
 class RepeatedLayer(eqx.Module):
-    """One layer, used `times` times as if there were as many: its weights are trained, and
-    stored, once. Source: Dehghani et al. 2018 (arXiv:1807.03819)."""
+    """One layer that is used `times` times, as if it were that many layers. Its weights are
+    trained and stored once.
+
+    Source: Dehghani et al. 2018 (arXiv:1807.03819).
+    """
 
     layer: AbstractLayer
     times: int = eqx.field(static=True)

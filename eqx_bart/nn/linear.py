@@ -12,8 +12,8 @@ from .stored import AbstractUnstorable, INLINED, TRANSPOSED
 
 
 class AbstractLinear(eqx.Module):
-    """A map of the last axis. Every projection of BART is one, and may be replaced by one:
-    with low-rank adapters, in 8 bits, of several devices.
+    """A map of the last axis. Every projection of BART is one, and may be replaced by
+    another: with low-rank adapters, in 8 bits, over more than one device.
     """
 
     @abc.abstractmethod
@@ -22,8 +22,10 @@ class AbstractLinear(eqx.Module):
 
 
 class Linear(AbstractLinear):
-    """`x @ weight + bias`, accumulated in float32 or better. Source: PyTorch's `nn.Linear`,
-    whose weight is the transpose."""
+    """`x @ weight + bias`, accumulated in float32 or better.
+
+    Source: PyTorch's `nn.Linear`, whose weight is the transpose.
+    """
 
     weight: Float[Array, "d_in d_out"] = eqx.field(metadata=TRANSPOSED)
     bias: Float[Array, " d_out"] | None
@@ -50,8 +52,7 @@ def _linear(
     weight: Float[Array, "d_in d_out"],
     bias: Float[Array, " d_out"] | None,
 ) -> Float[Array, "*batch d_out"]:
-    """`Linear`, with the shapes of its arrays next to that of `x`, so that what is wrong
-    goes by their names."""
+    """`Linear`, with its arrays as arguments, so that an error about shapes names them."""
     y = matmul(x, weight)
     if bias is not None:
         y = y + bias
@@ -59,8 +60,10 @@ def _linear(
 
 
 class LowRankLinear(AbstractLinear, AbstractUnstorable):
-    """A linear map with what low-rank adaptation adds to it: `scaling * x @ lora_A @
-    lora_B`. Source: Hu et al. 2021 (arXiv:2106.09685); HF's PEFT."""
+    """A linear map with a low-rank adapter, which adds `scaling * x @ lora_A @ lora_B`.
+
+    Source: Hu et al. 2021 (arXiv:2106.09685); HF's PEFT.
+    """
 
     base_layer: AbstractLinear = eqx.field(metadata=INLINED)
     lora_A: Float[Array, "d_in rank"] = eqx.field(metadata=TRANSPOSED)  # noqa: N815

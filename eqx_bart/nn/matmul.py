@@ -1,7 +1,7 @@
 """Products of matrices, and every trick that makes them fast on a backend.
 
-Weights lie as the hardware likes them: `x @ weight`, so that a weight is `[in, out]`, the
-transpose of what PyTorch stores.
+A product is `x @ weight`, which is fast: a weight is `[in, out]`, the transpose of what
+PyTorch stores.
 """
 
 import math
@@ -13,7 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 
-# Up to here `dot_transposed` has its weight on the left; measured on CPUs.
+# Up to this many rows, `dot_transposed` puts the weight on the left; measured on CPUs.
 _FEW_ROWS = 32
 
 
@@ -23,8 +23,8 @@ def dot_transposed(
     """`x @ weight.T`, matrix by matrix, in float32 or better.
 
     XLA's CPU backend copies the right operand of a product into blocks first. For a few
-    rows that takes longer than the product, and so the weight goes to the left; the
-    barrier keeps XLA from turning that round again.
+    rows that takes longer than the product, so the weight goes on the left. The barrier
+    keeps XLA from swapping them back.
     """
     rows = x.shape[-2]
     if rows == 1:
@@ -70,9 +70,9 @@ _full_matmul.defjvp(_full_matmul_jvp, symbolic_zeros=True)
 
 
 def _product_by_columns(x: Array, y: Array) -> Array:
-    """`x @ y`, whose gradient by `y` is a product of two row-major matrices, the one kind
-    of which XLA's CPU backend has its fastest: of the transpose, copied, of `x` or of the
-    cotangent, whichever is narrower."""
+    """`x @ y`, whose gradient by `y` is a product of two row-major matrices: XLA's CPU
+    backend is fastest at these. One of them is a transposed copy of `x` or of the
+    cotangent, the narrower of the two."""
     dtype = at_least_float32(x, y)
     if x.shape[-1] <= y.shape[-1]:
         x_columns = _transposed_copy(x, 0)
@@ -86,7 +86,7 @@ def _product_by_columns(x: Array, y: Array) -> Array:
 
 @jax.custom_vjp
 def _half_matmul(x: Array, y: Array) -> Array:
-    """`matmul` in half precision, of which gradients are products in half precision too;
+    """`matmul` in half precision, whose gradients are products in half precision too.
     JAX's own rule makes them float32, and twice as slow."""
     return _product(x, y)
 
@@ -129,8 +129,8 @@ def _product(x: Array, y: Array) -> Array:
 
 
 def _transposed(x: Float[Array, "*batch rows columns"]) -> Array:
-    """`x.mT`; on CPUs, of half precision, as a copy. There XLA has no fast product of a
-    transposed matrix in half precision, and takes one in float32."""
+    """`x.mT`; in half precision on CPUs, as a copy: there XLA has no fast product of a
+    transposed matrix in half precision, and computes it in float32."""
     if x.dtype == at_least_float32(x):
         return x.mT
     return jax.lax.platform_dependent(
@@ -139,12 +139,12 @@ def _transposed(x: Float[Array, "*batch rows columns"]) -> Array:
 
 
 def _transposed_copy(x: Float[Array, "*rows columns"], axis: int) -> Array:
-    """A copy of `x` with its columns as axis `axis`, and the other axes from there on as
-    one. Without the axis of length 1 XLA makes the transpose a part of the product."""
+    """A copy of `x` with its last axis moved to `axis`, and the axes after that merged into
+    one. Without the axis of length 1, XLA makes the transpose part of the product."""
     moved = jnp.moveaxis(x[..., None, :], -1, axis)
     return moved.reshape(*moved.shape[: axis + 1], math.prod(x.shape[axis:-1]))
 
 
 def at_least_float32(*arrays: Array) -> jnp.dtype:
-    """The dtype to compute in: float32, or float64 if there is any."""
+    """The dtype to compute in: float32, or float64 if an array has it."""
     return jnp.result_type(jnp.float32, *(a.dtype for a in arrays))

@@ -12,8 +12,9 @@ from .norm import LayerNorm
 
 
 class Checkpointing(eqx.Module):
-    """That a stack keeps the inputs of its layers alone for the gradient, and computes the
-    rest again; `policy` is that of `jax.checkpoint`, and says what else to keep."""
+    """Gradient checkpointing: a stack keeps only the inputs of its layers for the gradient,
+    and computes the rest again. `policy`, as in `jax.checkpoint`, says what else to keep.
+    """
 
     policy: Callable[..., Any] | None = eqx.field(static=True, default=None)
 
@@ -25,8 +26,11 @@ class Checkpointing(eqx.Module):
 class StackOutput(eqx.Module):
     """What `run_layers` returns.
 
-    - `hidden_states`: the last ones; and those before the first layer and after each, if
-        they were asked for, in `all_hidden_states`.
+    **Fields:**
+
+    - `hidden_states`: the last ones.
+    - `all_hidden_states`: those before the first layer and after each, if they were asked
+        for.
     - `caches`: of the layers, if there were any.
     - `shown`: what each layer had to show, by name. Attention weights only if they were
         asked for.
@@ -49,10 +53,10 @@ def run_layers(
     checkpointing: Checkpointing | None,
     keys: Sequence[PRNGKeyArray | None],
 ) -> StackOutput:
-    """Hands states from layer to layer, with a cache for each of them or without any, and
-    normalises the last ones by `layer_norm`, if there is one.
+    """Hands states from layer to layer, with a cache for each layer or without any, and
+    normalises the last states by `layer_norm`, if there is one.
 
-    **Raises** `ValueError` if there are caches for another number of layers.
+    **Raises** `ValueError` if the caches are those of another number of layers.
     """
     if caches is not None and len(caches) != len(layers):
         raise ValueError(

@@ -1,8 +1,8 @@
 """How a module says what its arrays are in a file.
 
-An array is stored as it is, under the path of its field. A field says if that is otherwise,
-in its metadata: `weight: Array = equinox.field(metadata=TRANSPOSED)`. What is no array of
-floats but stands for one, as a `Buffer` does, is an `AbstractStored`. A module that no
+By default an array is stored as it is, under the path of its field. The metadata of a field
+may say otherwise: `weight: Array = equinox.field(metadata=TRANSPOSED)`. A module that
+stands for one array of floats, as a `Buffer` does, is an `AbstractStored`. A module that no
 checkpoint can hold is an `AbstractUnstorable`.
 """
 
@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 
 _HOW = "eqx_bart.stored"
 
-#: Of a field whose array is stored as its transpose, as PyTorch stores the weight of a
-#: linear map.
+#: The metadata of a field whose array is stored as its transpose, as PyTorch stores the
+#: weight of a linear map.
 TRANSPOSED = {_HOW: "transposed"}
-#: Of a field whose module is stored as if its fields were those of the module that holds
-#: it, as HF has `layers.0.fc1`, not `layers.0.feed_forward.fc1`.
+#: The metadata of a field whose module is stored as if its fields were those of the module
+#: that holds it: HF has `layers.0.fc1`, not `layers.0.feed_forward.fc1`.
 INLINED = {_HOW: "inlined"}
 
 
@@ -62,4 +62,4 @@ class AbstractUnstorable(eqx.Module):
     @property
     @abc.abstractmethod
     def remedy(self) -> str:
-        """Why, and what to do, for the error of `save_pretrained`."""
+        """Why not, and what to do instead, for the error of `save_pretrained`."""

@@ -7,8 +7,8 @@ import jax.tree_util as jtu
 
 
 def along(tree: Any, path: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
-    """The nodes on a path that `jax.tree_util` gives, each with the key that leads on from
-    it. What lies in a container other than a module, a tuple, a list or a dict is `None`.
+    """The nodes on a path of `jax.tree_util`, each with the key to the next one. What lies
+    in a container other than a module, a tuple, a list or a dict is `None`.
     """
     for key in path:
         yield tree, key
