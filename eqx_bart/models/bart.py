@@ -33,10 +33,12 @@ def token_embedding(config: BartConfig, *, key: PRNGKeyArray) -> Embedding:
 class BartModel(
     Seq2SeqModel[Seq2SeqModelOutput, BaseModelOutputWithCrossAttentions], AbstractTrunk
 ):
-    """An encoder-decoder that returns hidden states. Source: HF's `BartModel`.
+    """An encoder-decoder that returns hidden states.
 
     `shared` is the table of token embeddings. With `tie_word_embeddings` off, encoder and
-    decoder have tables of their own, and `shared`, as in HF, goes unused.
+    decoder have tables of their own, and `shared` is unused, as in HF.
+
+    Source: HF's `BartModel`.
     """
 
     shared: Embedding

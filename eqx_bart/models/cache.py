@@ -14,7 +14,7 @@ from ..nn.checks import ArrayLike, error_if, Mask
 
 
 def check_max_length(max_length: int, max_positions: int) -> int:
-    """`max_length`, if a model has positions for so many tokens.
+    """`max_length`, if a model has positions for that many tokens.
 
     **Raises** `ValueError` if not, or if it is less than 1.
     """
@@ -29,14 +29,14 @@ def check_max_length(max_length: int, max_positions: int) -> int:
 class BartCache(eqx.Module):
     """Everything that decoding remembers between calls.
 
-    `init_cache` of a model makes one, `decode` takes one and returns the next.
+    A model's `init_cache` makes one; `decode` takes one and returns the next.
 
     **Fields:**
 
-    - `layers`: what each decoder layer remembers, in shapes of its own: as a rule a
+    - `layers`: what each decoder layer remembers, in shapes of its own: usually a
         `DecoderLayerCache`, with room for the keys and values of `max_length` tokens.
     - `attention_mask`: which decoded tokens may be attended to. True = may attend.
-    - `positions`: of the token in each slot, decoded or expected.
+    - `positions`: of the token in each slot, decoded or still to come.
     - `length`: how many tokens have been decoded; the position of the next one.
     - `source`: what an encoder has made of its input, as in `Context`; `None` without one.
     - `config`: the config of the model that the cache belongs to.
@@ -57,7 +57,14 @@ class BartCache(eqx.Module):
         layers: tuple[Any, ...],
         source: Any = None,
     ):
-        """An empty cache; `layers` are those of `AbstractLayer.init_cache`."""
+        """An empty cache.
+
+        **Arguments:**
+
+        - `batch_size`, `max_length`: the number of rows, and of slots in each.
+        - `layers`: what `AbstractLayer.init_cache` returned for each layer.
+        - `config`, `source`: see the fields.
+        """
         slots = jnp.arange(max_length, dtype=jnp.int32)
         self.layers = layers
         self.attention_mask = jnp.ones((batch_size, max_length), bool)
@@ -68,7 +75,7 @@ class BartCache(eqx.Module):
 
     @property
     def batch_size(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return self.attention_mask.shape[0]
 
     @property
@@ -83,14 +90,20 @@ class BartCache(eqx.Module):
 
     @property
     def cross_attention(self) -> tuple[KeyValues | None, ...]:
-        """For each `DecoderLayerCache`, those of the encoder's states, if there are any."""
+        """For each `DecoderLayerCache`, the keys and values of the encoder's states, if
+        there are any."""
         return tuple(layer.cross_attention for layer in self.layers)
 
     def check(self, config: BartConfig, batch_size: int, num_tokens: int) -> "BartCache":
-        """This cache, if `num_tokens` more for each of `batch_size` rows fit into it.
+        """This cache, if the next tokens fit into it.
 
-        **Raises** `ValueError` if they do not, or if the cache belongs to a model of
-        another config; inside `jit`, a lack of room is found when the program runs.
+        **Arguments:**
+
+        - `config`: that of the model that decodes.
+        - `batch_size`, `num_tokens`: the number of rows, and of new tokens in each.
+
+        **Raises** `ValueError` if they do not fit, or if the cache belongs to a model with
+        another config. Inside `jit`, a lack of room is found when the program runs.
         """
         if self.config != config:
             raise ValueError(
@@ -126,8 +139,13 @@ class BartCache(eqx.Module):
         attention_mask: Mask[ArrayLike, "batch new"] | None = None,
         position_ids: Integer[Array, "#batch new"] | None = None,
     ) -> "BartCache":
-        """Notes which of the tokens that are written next may be attended to, by default
-        all, and their positions, by default those that follow one another."""
+        """This cache, with notes about the tokens that are written next.
+
+        **Arguments:**
+
+        - `attention_mask`: which of them may be attended to; all by default.
+        - `position_ids`: their positions; by default those that follow one another.
+        """
 
         def noted(old: Array, new: Array) -> Array:
             new = jnp.broadcast_to(new, (self.batch_size, new.shape[1])).astype(old.dtype)
@@ -143,7 +161,8 @@ class BartCache(eqx.Module):
         )
 
     def advance(self, layers: tuple[Any, ...], num_tokens: int) -> "BartCache":
-        """The cache after `num_tokens` more tokens, given what its layers remember."""
+        """The cache after `num_tokens` more tokens; `layers` is what its layers then
+        remember."""
         return eqx.tree_at(
             lambda cache: (cache.layers, cache.length),
             self,

@@ -39,7 +39,7 @@ from .outputs import CausalLMOutputWithCrossAttentions
 
 
 class BartDecoderWrapper(eqx.Module):
-    """What stands at `model` in `BartForCausalLM`, for the sake of HF's names."""
+    """The `model` of `BartForCausalLM`, which gives the parameters HF's names."""
 
     decoder: BartDecoder
 
@@ -47,9 +47,11 @@ class BartDecoderWrapper(eqx.Module):
 class BartForCausalLM(LanguageModel):
     """BART's decoder with a language-modelling head, with or without an encoder's states.
 
-    `lm_head` is `None` where it is tied to `model.decoder.embed_tokens`. `head` is one of
-    your own that makes logits of more than the last hidden states, if there is one.
-    `generation_config` has the defaults of `generate`. Source: HF's `BartForCausalLM`.
+    `lm_head` is `None` where it is tied to `model.decoder.embed_tokens`. `head` is `None`,
+    or one of your own that makes logits from more than the last hidden states.
+    `generation_config` has the defaults of `generate`.
+
+    Source: HF's `BartForCausalLM`.
     """
 
     model: BartDecoderWrapper
@@ -88,7 +90,7 @@ class BartForCausalLM(LanguageModel):
 
     @property
     def projection(self) -> Projection:
-        """What makes logits of the last hidden state."""
+        """What makes logits from the last hidden state."""
         return Projection(self.lm_head or self.decoder_embed_tokens)
 
     def init_cache(
@@ -98,7 +100,18 @@ class BartForCausalLM(LanguageModel):
         encoder_hidden_states: Float[Array, "batch source d_model"] | None = None,
         encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
     ) -> BartCache:
-        """A cache for decoding up to `max_length` tokens; see `BartModel.init_cache`."""
+        """A cache for decoding up to `max_length` tokens.
+
+        **Arguments:**
+
+        - `batch_size`, `max_length`: the number of rows, and of tokens to make room for in
+            each.
+        - `encoder_hidden_states`, `encoder_attention_mask`: what the decoder attends to,
+            if there is an encoder. Their keys and values are computed here, once.
+
+        **Raises** `ValueError` if the model has no `max_length` positions, or if the
+        encoder's states and their mask do not fit one another, or the rows.
+        """
         source = None
         if encoder_hidden_states is not None:
             check_source(batch_size, encoder_hidden_states, encoder_attention_mask)
@@ -125,7 +138,15 @@ class BartForCausalLM(LanguageModel):
     ) -> tuple[CausalLMOutputWithCrossAttentions, BartCache]:
         """Runs the decoder on the tokens that follow those in `cache`, any number of them.
 
-        The arguments, the results and the errors are those of `BartModel.decode`.
+        **Arguments:**
+
+        - `input_ids`, `attention_mask`, `position_ids`, `inputs_embeds`: as
+            `BartModel.decode` takes the decoder's.
+        - `cache`, `output_attentions`, `output_hidden_states`, `key`: as there.
+
+        **Returns** the outputs, with logits; and the next cache.
+
+        **Raises** as `BartModel.decode` does.
         """
         show = Show(output_attentions, output_hidden_states)
         decoded, next_cache = self._run_decoder(
@@ -148,8 +169,18 @@ class BartForCausalLM(LanguageModel):
     ) -> CausalLMOutputWithCrossAttentions:
         """Runs the decoder on all tokens at once.
 
-        The arguments, the results and the errors are those of `BartModel.decode`, but
-        that the encoder's states are optional: without them no layer attends to any.
+        **Arguments:**
+
+        - `input_ids`, `attention_mask`, `position_ids`, `inputs_embeds`: as
+            `BartModel.decode` takes the decoder's.
+        - `encoder_hidden_states`, `encoder_attention_mask`: what the decoder attends to;
+            without them, only its own tokens.
+        - `output_attentions`, `output_hidden_states`, `key`: as in `BartModel.decode`.
+
+        **Returns** the outputs, with logits.
+
+        **Raises** as `BartModel.decode` does, and `ValueError` if there is a mask without
+        the encoder's states.
         """
         source = None
         if encoder_hidden_states is not None:
@@ -224,9 +255,11 @@ class BartForCausalLM(LanguageModel):
         - `input_ids`, `attention_mask`: the prompt. Without a mask, `pad_token_id` is
             padding, unless it is an `eos_token_id` too, as in HF.
         - `encoder_hidden_states`, `encoder_attention_mask`: what the decoder attends to,
-            if it is to attend to anything.
-        - the others, results and errors: as there. Settings about the source are about
-            the prompt here, as in HF.
+            if there is an encoder.
+        - the others: as there. Settings about the source are about the prompt here, as in
+            HF.
+
+        **Returns** and **raises** as there.
         """
         return super().generate(
             input_ids,

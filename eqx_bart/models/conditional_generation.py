@@ -50,7 +50,7 @@ class BartForConditionalGeneration(
     """BART with a language-modelling head, for summarisation, translation and the like.
 
     `lm_head` is `None` where it is tied to the token embeddings, `model.shared`. `head` is
-    one of your own that makes logits of more than the last hidden states, if there is one.
+    `None`, or one of your own that makes logits from more than the last hidden states.
     `final_logits_bias` is added to the logits; it is a buffer, which nothing trains.
     `generation_config` has the defaults of `generate`.
 
@@ -96,7 +96,7 @@ class BartForConditionalGeneration(
 
     @property
     def projection(self) -> Projection:
-        """What makes logits of the trunk's last hidden state."""
+        """What makes logits from the last hidden state."""
         return Projection(self.lm_head or self.decoder_embed_tokens, self.final_logits_bias)
 
     def _output(
@@ -143,32 +143,33 @@ class BartForConditionalGeneration(
 
         The encoder and the whole loop are one compiled program. Outside of `jit`, rows and
         tokens are padded to a power of two, so that inputs of many shapes share a few
-        programs; inside, everything is as it is given. A row's answer depends neither on
-        its neighbours nor on its padding, on whichever side.
+        programs; inside, nothing is padded. A row's answer depends neither on its
+        neighbours nor on its padding, on either side.
 
         **Arguments:**
 
-        - `input_ids`, `attention_mask`: as `encode` takes them. Padding before a row does
-            not count as positions: the row is read as if it stood alone.
-        - `generation_config`: settings that go before those of the model's own.
-        - `encoder_outputs`: of `encode`, instead of `input_ids`, or beside them where a
+        - `input_ids`, `attention_mask`: as `encode` takes them. Padding before a row takes
+            no positions: the row is read as if it were alone.
+        - `generation_config`: settings that override the model's own.
+        - `encoder_outputs`: of `encode`, instead of `input_ids`, or as well as them where a
             setting needs both; or what your own layers attend to, any pytree of arrays
-            with a row for each input, which they find as the `source` of their `Context`.
-        - `decoder_input_ids`, `decoder_attention_mask`: what the answers begin with, the
+            with a row for each input, which is then the `source` of their `Context`.
+        - `decoder_input_ids`, `decoder_attention_mask`: what the answers begin with; the
             start token alone by default. Outside of `jit` the start token is put before
             them if no row begins with it, as in HF.
         - `logits_processors`: processors of your own, which apply after those of the
             settings and before the warpers of sampling.
-        - `key`: for sampling. A row draws by the key, its tokens and, among rows that are
-            alike, its number.
-        - `overrides`: settings by name that go before all others, `num_beams=4` say.
+        - `key`: for sampling. What a row draws depends on the key, its tokens and, among
+            rows with the same tokens, its number.
+        - `overrides`: settings by name that override all others, such as `num_beams=4`.
 
         **Returns** the `GenerationOutput`.
 
         **Raises** `ValueError` if an id is outside the vocabulary, if a mask leaves nothing
         of a row, or if a setting is impossible for this model, contradicts another, or is
-        not supported; `TypeError` if there is no such setting. Source: HF's
-        `GenerationMixin.generate`.
+        not supported; `TypeError` if there is no such setting.
+
+        Source: HF's `GenerationMixin.generate`.
         """
         return super().generate(
             input_ids,

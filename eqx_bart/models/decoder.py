@@ -28,11 +28,11 @@ from .outputs import BaseModelOutputWithCrossAttentions
 
 
 class BartDecoder(eqx.Module):
-    """Embeddings and a stack of layers, as a rule `BartDecoderLayer`s.
+    """Embeddings and a stack of layers, usually `BartDecoderLayer`s.
 
     `embed_tokens` is the decoder's own table of token embeddings; an encoder-decoder
     with tied embeddings keeps one table for all, and its decoder has none.
-    `layer_norm` comes after all layers: BART has none, mBART and others with their norms
+    `layer_norm` comes after all layers. BART has none; mBART and others with their norms
     before the sub-layers have one.
     """
 
@@ -73,10 +73,14 @@ class BartDecoder(eqx.Module):
         *,
         dtype: DTypeLike,
     ) -> BartCache:
-        """An empty cache with `num_slots` slots for each row, made by the layers.
+        """An empty cache, made by the layers.
 
-        `source` is what they attend to beside; see `Context`. `config` is that of the
-        model, for `BartCache.check`.
+        **Arguments:**
+
+        - `config`: that of the model, for `BartCache.check`.
+        - `batch_size`, `num_slots`: the number of rows, and of slots in each.
+        - `source`: as in `Context`.
+        - `dtype`: of the hidden states.
         """
         layers = tuple(
             layer.init_cache(batch_size, num_slots, source, dtype) for layer in self.layers
@@ -93,8 +97,14 @@ class BartDecoder(eqx.Module):
         show: Show = NOTHING,
         key: PRNGKeyArray | None = None,
     ) -> BaseModelOutputWithCrossAttentions:
-        """Decodes the embeddings of all tokens at once; see `BartModel.decode`, which
-        checks the arguments."""
+        """Decodes the embeddings of all tokens at once.
+
+        **Arguments:**
+
+        - `attention_mask`, `position_ids`, `key`: see `BartModel.decode`, which checks
+            them.
+        - `source`, `show`: as in `Context`.
+        """
         length = inputs_embeds.shape[1]
         if position_ids is None:
             position_ids = self.embed_positions.span(0, length)
@@ -125,9 +135,17 @@ class BartDecoder(eqx.Module):
     ) -> tuple[BaseModelOutputWithCrossAttentions, BartCache]:
         """Decodes the embeddings of the tokens that follow those in `cache`.
 
-        `mask` says which slots each of them attends to; by default those before it, as
-        far as `attention_mask` lets them. That the cache has room is for the caller to
-        check; see `BartCache.check`.
+        The caller must check that the cache has room; see `BartCache.check`.
+
+        **Arguments:**
+
+        - `attention_mask`, `position_ids`, `key`: see `BartModel.decode`, which checks
+            them.
+        - `mask`: which slots each new token attends to; by default its own and those before
+            it, as far as the attention masks allow.
+        - `show`: as in `Context`.
+
+        **Returns** the outputs, and the next cache.
         """
         num_new = inputs_embeds.shape[1]
         is_token = None
@@ -159,7 +177,7 @@ class BartDecoder(eqx.Module):
         *,
         key: PRNGKeyArray | None,
     ) -> tuple[BaseModelOutputWithCrossAttentions, tuple[Any, ...] | None]:
-        """Embeds the tokens, and hands them to the layers."""
+        """Adds the positions, and runs the layers."""
         embed_key, *layer_keys = split_key(key, 1 + len(self.layers))
         embedded = embed(
             inputs_embeds,

@@ -23,11 +23,11 @@ from .outputs import BaseModelOutput
 
 
 class BartEncoder(eqx.Module):
-    """Embeddings and a stack of layers, as a rule `BartEncoderLayer`s.
+    """Embeddings and a stack of layers, usually `BartEncoderLayer`s.
 
     `embed_tokens` is the encoder's own table of token embeddings; a model with tied
     embeddings keeps one table for all, and the encoder has none. `layer_norm` comes after
-    all layers: BART has none, mBART and others with their norms before the sub-layers have
+    all layers. BART has none; mBART and others with their norms before the sub-layers have
     one.
     """
 
@@ -68,7 +68,14 @@ class BartEncoder(eqx.Module):
         show: Show = NOTHING,
         key: PRNGKeyArray | None = None,
     ) -> BaseModelOutput:
-        """Encodes token embeddings; see `BartModel.encode`, which checks the arguments."""
+        """Encodes token embeddings.
+
+        **Arguments:**
+
+        - `attention_mask`, `position_ids`, `key`: see `BartModel.encode`, which checks
+            them.
+        - `show`: as in `Context`.
+        """
         embed_key, *layer_keys = split_key(key, 1 + len(self.layers))
         if position_ids is None:
             position_ids = self.embed_positions.span(0, inputs_embeds.shape[1])

@@ -23,10 +23,17 @@ def shift_tokens_right(
     pad_token_id: int | None,
     decoder_start_token_id: int | None,
 ) -> Integer[Array, "batch length"]:
-    """The decoder's input for the target `input_ids`: the start token, then all but the
-    last of them. `IGNORE_INDEX` becomes padding.
+    """The decoder's input for a target: the start token, then all but the target's last.
 
-    **Raises** `ValueError` if either token id is `None`. Source: HF's function.
+    **Arguments:**
+
+    - `input_ids`: the target.
+    - `pad_token_id`: what replaces the label that losses ignore, -100.
+    - `decoder_start_token_id`: the start token.
+
+    **Raises** `ValueError` if either token id is `None`.
+
+    Source: HF's function of this name.
     """
     if pad_token_id is None or decoder_start_token_id is None:
         raise ValueError(
@@ -44,10 +51,10 @@ def embed_inputs(
     inputs_embeds: Float[Array, "batch length d_model"] | None,
     name: str,
 ) -> Float[Array, "batch length d_model"]:
-    """The embeddings of `input_ids`, or `inputs_embeds`, whichever is given.
+    """The embeddings of `input_ids`, or `inputs_embeds` as they are.
 
-    **Raises** `ValueError` unless just one of them is; `name` is what the message calls
-    the ids.
+    **Raises** `ValueError` unless exactly one of them is given, or if there are no tokens;
+    `name` is what the message calls the ids.
     """
     if (input_ids is None) == (inputs_embeds is None):
         other = name.replace("input_ids", "inputs_embeds")
@@ -66,8 +73,8 @@ def source_of(
     attention_mask: Mask[ArrayLike, "..."] | None,
     input_ids: Integer[ArrayLike, "..."] | None,
 ) -> Any:
-    """The `Source` of what an encoder returned; or `encoder_outputs` themselves, if that is
-    what a model's own layers attend to.
+    """The `Source` made of what an encoder returned. What layers of your own attend to is
+    returned as it is.
 
     **Raises** `TypeError` if there is a mask, or ids, that would go unused.
     """
@@ -87,7 +94,7 @@ def make_source(
     attention_mask: Mask[ArrayLike, "..."] | None,
     input_ids: Integer[ArrayLike, "..."] | None = None,
 ) -> Source:
-    """A `Source` of what users give."""
+    """A `Source` made of what users give."""
     return Source(
         hidden_states,
         None if attention_mask is None else jnp.asarray(attention_mask, bool),
@@ -112,8 +119,8 @@ def check_source(
 
 
 def refuse_overrides(model: Any, used: str, *unused: str) -> None:
-    """**Raises** `TypeError` if the class of `model` overrides a method that is `unused`,
-    where the user calls `used` and would expect the override to count."""
+    """**Raises** `TypeError` if the class of `model` overrides a method that is `unused` in
+    `used`, the method that the user calls."""
     for name in unused:
         method = getattr(type(model), name)
         if not method.__module__.startswith(f"{__name__.partition('.')[0]}."):
@@ -135,8 +142,10 @@ def run_decoder(
     show: Show,
     key: PRNGKeyArray | None,
 ) -> tuple[BaseModelOutputWithCrossAttentions, BartCache | None]:
-    """The decoder's outputs for all tokens, given a source or none; or for those that
-    follow a cache, and the next cache.
+    """The decoder's outputs, and the next cache if there is one.
+
+    `before` is a source or `None`, for all tokens at once; or the cache of the tokens
+    before these.
 
     **Raises** `ValueError` if a position is outside the table, or if the tokens do not fit
     the cache.

@@ -31,7 +31,7 @@ from .outputs import (
 
 class Projection(eqx.Module):
     """From hidden states to logits: by a linear map or, where that is tied, by the token
-    embeddings, and with `final_logits_bias` where there is one."""
+    embeddings; plus `final_logits_bias` where there is one."""
 
     lm_head: AbstractLinear | Embedding
     final_logits_bias: Buffer | None = None
@@ -55,9 +55,11 @@ class Projection(eqx.Module):
 
 
 class AbstractLMHead(eqx.Module):
-    """A head that makes logits of more than the last hidden states: of where the decoder
-    attends, of what the source says. It is the model's `head`, and the model itself,
+    """A head that makes logits from more than the last hidden states: from where the
+    decoder attends, or from the source. It is the model's `head`; calls of the model,
     `decode`, losses and `generate` all go through it.
+
+    **Fields:**
 
     - `needs_attentions`: whether it reads attention weights.
     """
@@ -76,8 +78,8 @@ class AbstractLMHead(eqx.Module):
         **Arguments:**
 
         - `decoded`: the decoder's outputs for the new tokens.
-        - `source`: what they attend to, a `Source` as a rule. Its `input_ids` are there in
-            a call of the model, in `generate` with `input_ids`, and where the caller gave
+        - `source`: what they attend to, usually a `Source`. Its `input_ids` are set in a
+            call of the model, in `generate` with `input_ids`, and where the caller gave
             them to `init_cache` or `decode`.
         - `projection`: BART's own head, by `lm_head` or the token embeddings.
         """
@@ -115,7 +117,7 @@ class LanguageModel(PretrainedModel, GenerationMixin):
     @property
     @abc.abstractmethod
     def projection(self) -> Projection:
-        """What makes logits of the last hidden state."""
+        """What makes logits from the last hidden state."""
 
     @property
     def vocab_size(self) -> int:
@@ -134,7 +136,8 @@ class LanguageModel(PretrainedModel, GenerationMixin):
     def logits(
         self, decoded: BaseModelOutputWithCrossAttentions, source: Any
     ) -> Float[Array, "batch new vocab"]:
-        """The logits of the token after each of those that the decoder has read."""
+        """The logits of the token after each one that the decoder has read; see
+        `AbstractLMHead.__call__`."""
         if self.head is None:
             return self.projection(decoded.last_hidden_state)
         return self.head(decoded, source, self.projection)
@@ -199,7 +202,7 @@ def generation_source(
     mask: Bool[ArrayLike, "batch source"] | None,
     input_ids: Integer[ArrayLike, "batch source"] | None,
 ) -> Source:
-    """A `Source` of what a generation has: `input_ids` are -1 where they are padding."""
+    """A `Source` made of what a generation has; padding is -1 in its `input_ids`."""
     return Source(
         jnp.asarray(states),
         None if mask is None else jnp.asarray(mask),

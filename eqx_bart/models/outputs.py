@@ -2,8 +2,8 @@
 
 A field that was not asked for, or that does not exist, is `None`. Shapes: hidden states
 are `[batch, length, d_model]`, one for the embeddings and one for each layer; attention
-weights are `[batch, heads, queries, keys]`, one for each layer. What else layers of your
-own have to show is in `shown`, by name, an entry for each layer; BART's show nothing more.
+weights are `[batch, heads, queries, keys]`, one for each layer. Anything else that your own
+layers have to show is in `shown`, by name, with an entry for each layer.
 """
 
 from typing import Any

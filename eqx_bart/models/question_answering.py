@@ -1,4 +1,4 @@
-"""BART with a head for answers that stand in the text."""
+"""BART with a head for extractive question answering."""
 
 from typing import Any
 

@@ -136,11 +136,12 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
 
         - `encoder_outputs`: what `encode` returned; or what your own layers attend to,
             any pytree of arrays with a row for each input, hidden states first.
-        - `max_length`: how many tokens there is to be room for.
+        - `max_length`: the number of tokens to make room for in each row.
         - `attention_mask`: the encoder's.
         - `input_ids`: what the encoder has read, for a head that copies from it.
 
-        **Raises** `ValueError` if the model has no `max_length` positions.
+        **Raises** `ValueError` if the model has no `max_length` positions, or if the
+        encoder's states and their mask do not fit one another.
         """
         decoder, first = self._trunk.decoder, jax.tree.leaves(encoder_outputs)[0]
         if isinstance(encoder_outputs, BaseModelOutput):
@@ -209,15 +210,15 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         - `decoder_attention_mask`: which of these tokens may be attended to, by them and
             by all that follow.
         - `decoder_position_ids`: by default the positions follow one another from 0, or
-            from where the cache ends, whatever the mask.
+            from the end of the cache, whatever the mask.
         - `encoder_outputs`, `encoder_attention_mask`: what `encode` returned and the mask
-            it was given, or what your own layers attend to. For use without a cache: a
+            that it was given, or what your own layers attend to. For use without a cache: a
             cache has both.
         - `encoder_input_ids`: what `encode` was given, for a head that copies from it.
         - `output_attentions`, `output_hidden_states`, `key`: as in `encode`.
 
-        **Returns** the decoder's outputs, with the head's if it reads them alone; with a
-        cache, these and the next cache.
+        **Returns** the decoder's outputs, with logits if the model has a language-modelling
+        head; with a cache, these and the next cache.
 
         **Raises** `ValueError` if an id or a position is outside its table, or if the
         tokens do not fit the cache; `RuntimeError` if a key is missing.
@@ -296,10 +297,21 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
     ) -> OutputT:
         """Encodes and decodes.
 
-        The arguments are those of `encode` and `decode`. The decoder's input is by
-        default the encoder's, shifted right by one. `encoder_outputs` replaces a run of
-        the encoder; the `attention_mask` is still needed. What your own layers attend to
-        may be given in its place, any pytree of arrays.
+        **Arguments:**
+
+        - `input_ids`, `attention_mask`, `position_ids`, `inputs_embeds`: as in `encode`.
+        - `decoder_input_ids`, `decoder_attention_mask`, `decoder_position_ids`,
+            `decoder_inputs_embeds`: as in `decode`. By default the decoder reads
+            `input_ids`, shifted right by one; see `shift_tokens_right`.
+        - `encoder_outputs`: what `encode` returned, to save a run of the encoder; the
+            `attention_mask` is still needed. Or what your own layers attend to, any pytree
+            of arrays.
+        - `output_attentions`, `output_hidden_states`, `key`: as in `encode`.
+
+        **Returns** the model's outputs, with those of the encoder and the decoder.
+
+        **Raises** as `encode` and `decode` do, and `ValueError` if the decoder's input has
+        no default.
         """
         refuse_overrides(self, "__call__", "decode")
         encoder_key, decoder_key, head_key = split_key(key, 3)
@@ -349,7 +361,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
 def seq2seq_states(
     decoded: BaseModelOutputWithCrossAttentions, encoded: Any, show: Show
 ) -> dict[str, Any]:
-    """The fields that all encoder-decoders return beside their own, by HF's names."""
+    """The fields that all encoder-decoders return after their own, by HF's names."""
     states: dict[str, Any] = {
         "decoder_hidden_states": decoded.hidden_states,
         "decoder_attentions": decoded.attentions if show.attentions else None,

@@ -21,7 +21,10 @@ from .seq2seq import AbstractTrunk, seq2seq_states, Seq2SeqModel
 
 
 class ClassificationHead(eqx.Module):
-    """HF's `BartClassificationHead`: a tanh layer between dropouts, and a projection."""
+    """A tanh layer between dropouts, and a projection.
+
+    Source: HF's `BartClassificationHead`.
+    """
 
     dense: Linear
     out_proj: Linear
@@ -48,8 +51,10 @@ class BartForSequenceClassification(
     """BART with a classifier of whole sequences, for GLUE tasks and the like.
 
     The decoder reads what the encoder reads, and the classifier reads the decoder's
-    state at the last `</s>` of each row (Lewis et al. 2019, section 3.1), so that a
-    call needs `input_ids`. Source: HF's `BartForSequenceClassification`.
+    state at the last `</s>` of each row. A call therefore needs `input_ids`.
+
+    Source: Lewis et al. 2019 (arXiv:1910.13461), section 3.1; HF's
+    `BartForSequenceClassification`.
     """
 
     model: BartModel
@@ -108,7 +113,7 @@ def last_eos_state(
     """Each row's hidden state at its last end-of-sequence token.
 
     **Raises** `ValueError` if the two lengths differ, if a row has no such token, or if
-    the rows have different numbers of them; inside `jit`, when the program runs.
+    the rows have different numbers of such tokens; inside `jit`, when the program runs.
     """
     if hidden_states.shape[1] != input_ids.shape[1]:
         raise ValueError(

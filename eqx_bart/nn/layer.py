@@ -72,7 +72,7 @@ class Context(eqx.Module):
     - `positions`: of the new tokens.
     - `slot_positions`: of the token in each slot, or of the one to be written there.
     - `first_slot`: the new tokens are written to this slot and to those after it.
-    - `attention_mask`: which of the new tokens are not padding; `None` if none is.
+    - `attention_mask`: which new tokens are not padding; `None` if there is no padding.
     - `source`: what a decoder's layers attend to as well: a `Source`; more than one, or
         what a model of your own makes of its input; `None` without an encoder.
     - `show`: what the caller has asked to see. The rest need not be computed.
