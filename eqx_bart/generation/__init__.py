@@ -1,4 +1,4 @@
-"""Generation: from what an encoder says to token ids."""
+"""Generation: from an encoder's outputs to token ids."""
 
 from .config import GenerationConfig
 from .inputs import GenerationInputs

@@ -18,9 +18,12 @@ DEAD = -1e9
 class Hypotheses(eqx.Module):
     """Rows with their scores, the best first.
 
-    **Fields:** `input_ids`, `ancestors` as in `Progress`; `scores`, summed over the
-    row's tokens or, for rows that have ended, divided by the length penalty; `log_probs`,
-    of each new token, if they are asked for.
+    **Fields:**
+
+    - `input_ids`, `ancestors`: as in `Progress`.
+    - `scores`: summed over the row's tokens; for rows that have ended, divided by the
+        length penalty.
+    - `log_probs`: of each new token, if they are asked for.
     """
 
     input_ids: Integer[Array, "batch rows max_length"]
@@ -43,10 +46,12 @@ class BeamSearch(AbstractStrategy):
 
     **Fields:**
 
-    - `running_scores`, `running_log_probs`: see `Hypotheses`; the beams that go on.
-    - `finished`: the best rows that have ended; `is_finished`: which of them exist.
+    - `running_scores`, `running_log_probs`: those of the beams that go on; see
+        `Hypotheses`.
+    - `finished`: the best rows that have ended.
+    - `is_finished`: which of these exist.
     - `is_settled`: which inputs have their final answer.
-    - `keys`: for beam sampling, what each input draws by.
+    - `keys`: for beam sampling, the key of each input.
 
     Source: HF's `GenerationMixin._beam_search`; length normalisation is that of
     arXiv:1609.08144, section 7, without its constants.
@@ -63,13 +68,13 @@ class BeamSearch(AbstractStrategy):
     def init(
         cls, progress: Progress, dtype: jnp.dtype, keys: Key[Array, " batch"] | None
     ) -> tuple["BeamSearch", Progress]:
-        """The strategy before the first step, and the progress. `dtype` is that of scores,
-        `keys` are of inputs."""
+        """The strategy before the first step, and the progress; `dtype` is that of the
+        scores, and there is one of `keys` for each input."""
         batch, rows, steps = progress.ancestors.shape
         log_probs = None
         if progress.config.output_token_log_probs:
             log_probs = jnp.zeros((batch, rows, steps), dtype)
-        # All beams are alike, so that only the first may go on.
+        # All beams are the same at first, so only one may go on.
         scores = jnp.full((batch, rows), DEAD, dtype)
         search = cls(
             running_scores=scores.at[:, 0].set(0),
@@ -110,7 +115,7 @@ class BeamSearch(AbstractStrategy):
     def _candidates(
         self, scores: Float[Array, "batch rows vocab"], progress: Progress
     ) -> Hypotheses:
-        """The best continuations: so many that `num_beams` of them do not end the row."""
+        """The best continuations: enough that `num_beams` of them do not end the row."""
         batch, rows, vocab = scores.shape
         count = rows * max(2, 1 + len(as_id_tuple(progress.config.eos_token_id)))
         totals = (scores + self.running_scores[..., None]).reshape(batch, -1)
@@ -191,7 +196,7 @@ class BeamSearch(AbstractStrategy):
         )
 
     def decided(self, progress: Progress) -> list[np.ndarray]:
-        """With beams, what all that may still become the best have in common."""
+        """With beams, the prefix that all rows that may still win have in common."""
         begin, end = progress.prompt_length, int(progress.length)
         running = np.asarray(progress.input_ids)
         finished = np.asarray(self.finished.input_ids)
@@ -238,7 +243,7 @@ def _settle(
     is_finished: Bool[Array, "batch rows"],
     progress: Progress,
 ) -> Bool[Array, " batch"]:
-    """For which inputs the search may end, by `early_stopping`."""
+    """The inputs whose search may end, by `early_stopping`."""
     early_stopping = progress.config.early_stopping
     length = progress.num_new
     if early_stopping == "never" and progress.config.length_penalty > 0:
@@ -268,5 +273,5 @@ def _common_prefix(rows: list[np.ndarray]) -> np.ndarray:
 
 
 def _dead_if(condition: Bool[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """What is added to scores, to take the chance from some of them."""
+    """What to add to scores, so that those where `condition` holds are not chosen."""
     return jnp.where(condition, jnp.float32(DEAD), 0)

@@ -74,14 +74,16 @@ _DECAY = Kind(
 class GenerationConfig:
     """The settings of `generate`, under HF's names.
 
-    Every setting is optional. A config that is given to `generate` leaves what it does not
-    set to the model's own `generation_config`, and that leaves it to HF's defaults, which
-    stand in parentheses below. Source: HF's `GenerationConfig`.
+    Every setting is optional. What a config given to `generate` does not set is taken from
+    the model's own `generation_config`, and then from HF's defaults, which are in
+    parentheses below.
 
     `extra` has HF's other settings, kept so that they can be written back. `generate`
     refuses those that would change its result.
 
     **Raises** `ValueError` naming the field, its value and what is allowed.
+
+    Source: HF's `GenerationConfig`.
     """
 
     max_length: int | None = _length(
@@ -223,7 +225,7 @@ class GenerationConfig:
         self._check_contradictions()
 
     def _check_contradictions(self) -> None:
-        """Looks at the settings that are set; those that are not may come to fit."""
+        """Compares the settings that are set; the others may still be set to fit."""
         for least, most in (
             ("min_length", "max_length"),
             ("min_new_tokens", "max_new_tokens"),
@@ -251,7 +253,10 @@ class GenerationConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GenerationConfig":
-        """Builds a config from the contents of a `generation_config.json`."""
+        """Builds a config from the contents of a `generation_config.json`.
+
+        **Raises** `ValueError` as the class does.
+        """
         names = settings_of(cls)
         known = {name: value for name, value in values.items() if name in names}
         extra = {name: value for name, value in values.items() if name not in names}
@@ -264,7 +269,7 @@ class GenerationConfig:
         values = config.to_dict()
         if values.get("force_bos_token_to_be_generated"):
             values.setdefault("forced_bos_token_id", config.bos_token_id)
-        # There these two are about what a call of the model returns.
+        # In `config.json` these two are about what a call of the model returns.
         names = cls._names() - {"output_attentions", "output_hidden_states"}
         return cls.from_dict({k: v for k, v in values.items() if k in names})
 
@@ -278,7 +283,9 @@ class GenerationConfig:
     ) -> "GenerationConfig":
         """Reads `generation_config.json`.
 
-        Takes and **raises** what `BartConfig.from_pretrained` does, overrides apart.
+        The arguments are those of `BartConfig.from_pretrained`, without fields to change.
+
+        **Raises** as it does.
         """
         path = locate(path, weights=False, **hub)
         values = read_json(path, "generation_config.json")
@@ -288,7 +295,7 @@ class GenerationConfig:
             raise CheckpointError(f"generation_config.json at {path}: {error}") from error
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes `generation_config.json` into `directory`, which is made if need be."""
+        """Writes `generation_config.json` into `directory`, which is made if needed."""
         write_json(Path(directory), "generation_config.json", self.to_dict())
 
     def updated(
@@ -325,7 +332,10 @@ class GenerationConfig:
 
     @property
     def start_token_id(self) -> int:
-        """The token that a decoder starts with. **Raises** `ValueError` without one."""
+        """The token that a decoder starts with.
+
+        **Raises** `ValueError` if there is none.
+        """
         for token_id in (self.decoder_start_token_id, self.bos_token_id):
             if token_id is not None:
                 return token_id
@@ -336,11 +346,15 @@ class GenerationConfig:
     def settled(
         self, prompt_length: int, vocab_size: int, max_positions: int
     ) -> "GenerationConfig":
-        """These settings, with nothing left open, for a prompt of this length and a model
-        of so many tokens and positions.
+        """These settings, with every open one decided.
 
-        Lengths are those of the new tokens alone, so that the settings are the same for
-        longer prompts.
+        Lengths are then those of the new tokens alone, so that the settings are the same
+        for longer prompts.
+
+        **Arguments:**
+
+        - `prompt_length`: the length of the prompt, in tokens.
+        - `vocab_size`, `max_positions`: the model's numbers of tokens and positions.
 
         **Raises** `ValueError` if a setting does not fit the model, or is one that
         `generate` does not have.

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Integer
 from ..nn.checks import ArrayLike, check_range, error_if, Mask
 
 
-#: Sequences that are shorter are padded to this.
+#: Shorter sequences are padded to this length.
 _SMALLEST_LENGTH = 16
 
 
@@ -23,10 +23,10 @@ class GenerationInputs(eqx.Module):
 
     - `prompt`: the first tokens of each row.
     - `input_ids`: the source; for a decoder alone the prompt, as in HF.
-    - `encoder_outputs`: what an encoder has made of the source, for the model alone to
-        read: any pytree of arrays of which each has a row for each input.
-    - `encoder_attention_mask`: which of its positions are no padding.
-    - `source_offset`: by how much the source has been moved to the left.
+    - `encoder_outputs`: what an encoder has made of the source, which only the model reads:
+        any pytree of arrays, each with a row for each input.
+    - `encoder_attention_mask`: which positions of the source are not padding.
+    - `source_offset`: how far the source has been moved to the left.
     """
 
     prompt: Integer[ArrayLike, "batch prompt"]
@@ -37,15 +37,15 @@ class GenerationInputs(eqx.Module):
 
     @property
     def source_length(self) -> int | None:
-        """The length of the source; `None` if that is the model's affair."""
+        """The length of the source; `None` if only the model knows it."""
         mask, ids = self.encoder_attention_mask, self.input_ids
         if mask is not None:
             return mask.shape[1]
         return None if ids is None or self.encoder_outputs is not None else ids.shape[1]
 
     def bucketed(self, limit: int) -> "GenerationInputs":
-        """These, with rows and tokens padded to a power of two, but not beyond `limit`
-        tokens, so that few programs are compiled."""
+        """These inputs, with rows and tokens padded to a power of two, but not beyond
+        `limit` tokens, so that few programs are compiled."""
 
         def pad(x: Any, value: int) -> np.ndarray | None:
             return x if x is None else _pad(np.asarray(x), value, limit, left=False)
@@ -84,14 +84,14 @@ def _pad(x: np.ndarray, value: int, limit: int, *, left: bool) -> np.ndarray:
 
 
 def _pad_rows(x: np.ndarray) -> np.ndarray:
-    """`x` and its last row again, as often as it takes; no rows become one of zeros."""
+    """`x`, with its last row repeated up to a power of two; no rows become one of zeros."""
     last = x[-1:] if len(x) else np.zeros_like(x, shape=(1, *x.shape[1:]))
     size = _power_of_two(max(len(x), 1))
     return np.concatenate([x, np.repeat(last, size - len(x), axis=0)])
 
 
 def is_traced(*values: Any) -> bool:
-    """Whether any array in these is one of a program that is being traced."""
+    """Whether any array in `values` is being traced."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
@@ -120,7 +120,8 @@ def encoder_mask(
     attention_mask: Mask[ArrayLike, "batch source"] | None,
     name: str,
 ) -> Bool[ArrayLike, "batch source"]:
-    """The mask of an encoder's states, as `_checked_mask`; all of them by default."""
+    """The mask of an encoder's states; all of them by default. **Raises** as
+    `_checked_mask` does."""
     if attention_mask is None:
         return np.ones(states.shape[:2], bool)
     return _checked_mask(attention_mask, name)
@@ -143,13 +144,13 @@ def _checked_mask(
 def align_left(
     ids: Integer[Array, "batch length"],
 ) -> tuple[Integer[Array, "batch length"], Integer[Array, " batch"]]:
-    """The ids with the padding before them after them, and how much there is of it."""
+    """The ids with the padding on their left moved to the right; and how much there is."""
     offset = jnp.argmax(ids >= 0, axis=1)
     return _roll(ids, -offset), offset
 
 
 def align_right(ids: Integer[Array, "batch length"]) -> Integer[Array, "batch length"]:
-    """The ids with the padding after them before them."""
+    """The ids with the padding on their right moved to the left."""
     return _roll(ids, jnp.argmax(ids[:, ::-1] >= 0, axis=1))
 
 
@@ -162,7 +163,7 @@ def with_start_token(
 ) -> Integer[ArrayLike, "batch prompt2"]:
     """The prompt, after `token_id` if no row begins with it, as in HF.
 
-    A prompt that is being traced is taken as it is.
+    A prompt that is being traced is not changed.
     """
     if is_traced(prompt):
         return prompt

@@ -32,7 +32,7 @@ class GenerationCall(eqx.Module):
 class GenerationMixin(eqx.Module):
     """What generates tokens: `generate`, `stream`, and `init_generation` with `step`.
 
-    A model of your own generates if it has the abstract members of this class: sizes, a
+    A model of your own can generate if it has the abstract members of this class: sizes, a
     cache, a step and the arguments of `generate`. Its cache is any pytree of arrays.
 
     Source: HF's `GenerationMixin`.
@@ -52,14 +52,16 @@ class GenerationMixin(eqx.Module):
 
     @abc.abstractmethod
     def encode_source(self, inputs: GenerationInputs) -> GenerationInputs:
-        """The inputs, with what the model makes of the source as `encoder_outputs`. Source
-        tokens that are padding are -1; a model that moves them says so in `source_offset`.
+        """The inputs, with what the model makes of the source as `encoder_outputs`.
+
+        Source tokens that are padding are -1. A model that moves the source must set
+        `source_offset`.
         """
 
     @abc.abstractmethod
     def init_generation_cache(self, inputs: GenerationInputs, num_slots: int) -> Any:
-        """An empty cache for the rows of `inputs`, which `encode_source` has returned, with
-        `num_slots` slots for each of them."""
+        """An empty cache with `num_slots` slots for each row of `inputs`, which
+        `encode_source` has returned."""
 
     @abc.abstractmethod
     def generation_step(
@@ -74,8 +76,9 @@ class GenerationMixin(eqx.Module):
 
         **Arguments:**
 
-        - `tokens`, `position_ids`: known to be inside their tables. Beams of an input stand
-            beside one another, at the same position.
+        - `tokens`, `position_ids`: known to be inside their tables. The new tokens of a row
+            are the beams of an input, at the same position; or tokens of its prompt.
+        - `cache`: from `init_generation_cache`, or from the last call.
         - `mask`: the slots that each token attends to: any of those before, and its own.
         - `output_attentions`: whether to return cross-attentions.
 
@@ -85,7 +88,7 @@ class GenerationMixin(eqx.Module):
 
     @abc.abstractmethod
     def prepare_generation(self, *args: Any, **kwargs: Any) -> GenerationCall:
-        """The arguments of `generate`, checked; see `checked_call`."""
+        """Checks the arguments of `generate`; see `checked_call`."""
 
     def checked_call(
         self,
@@ -94,7 +97,13 @@ class GenerationMixin(eqx.Module):
         logits_processors: Sequence[LogitsProcessor] = (),
         key: PRNGKeyArray | None = None,
     ) -> GenerationCall:
-        """A call with these inputs, and with settings of which none is left open.
+        """A call with these inputs, and with every open setting decided.
+
+        **Arguments:**
+
+        - `inputs`: what generation starts from, before `encode_source`.
+        - `generation_config`, `logits_processors`, `key`: see
+            `BartForConditionalGeneration.generate`.
 
         **Raises** `ValueError` if a setting does not fit the model, or if there is no key
         to draw with.
@@ -123,7 +132,7 @@ class GenerationMixin(eqx.Module):
     @eqx.filter_jit
     def _run(self, call: GenerationCall) -> GenerationOutput:
         state = self._start(call)
-        # A user's processor may hold what is no array.
+        # A user's processor may hold things other than arrays.
         arrays, others = eqx.partition(state, eqx.is_array)
 
         def is_unfinished(arrays: Any) -> Bool[Array, ""]:
@@ -139,12 +148,12 @@ class GenerationMixin(eqx.Module):
         """Generates as `generate` does, and yields tokens as soon as they are decided.
 
         The arguments are those of `generate`. Without beams each step decides a token
-        for each row that has not ended; with beams, it decides what all beams that may
-        still win have in common, so that a step may decide no token or several.
+        for each row that has not ended. With beams, it decides what all beams that may
+        still win have in common, which may be no token, or more than one.
 
-        **Yields**, step by step, for each row an array of its new token ids, which may be
-        empty. Joined, they are the row's `sequences` after the prompt and without
-        padding.
+        **Yields**, step by step, a list with an array of new token ids for each row, which
+        may be empty. Joined, a row's arrays are its `sequences` after the prompt and
+        without padding.
 
         **Raises** as `generate` does, and `ValueError` inside `jit`, or with beams if
         `num_return_sequences` is more than 1.
@@ -238,7 +247,7 @@ class GenerationMixin(eqx.Module):
         )[2]
 
     def _empty_records(self, state: GenerationState) -> Records:
-        """Room for what is kept of all steps."""
+        """Empty records for all steps."""
         config = state.config
         if not (config.output_scores or config.output_logits or config.output_attentions):
             return state.records
@@ -262,7 +271,7 @@ def _in_usual_shapes(model: GenerationMixin, call: GenerationCall) -> Generation
 def _trimmed(
     output: GenerationOutput, call: GenerationCall, usual: GenerationCall
 ) -> GenerationOutput:
-    """The output for `usual`, without what `call` does not have."""
+    """The output for `usual`, without the padding that `call` does not have."""
     config = call.config
     batch, prompt_length = call.inputs.prompt.shape
     padding = usual.inputs.prompt.shape[1] - prompt_length
@@ -274,7 +283,7 @@ def _trimmed(
         return output
 
     def cut(x: Any, *slices: slice) -> Any:
-        # By way of NumPy, since each shape would be another program.
+        # In NumPy, because JAX would compile a program for each shape.
         return None if x is None else jax.device_put(np.asarray(x)[slices])
 
     cross_attentions = output.cross_attentions

@@ -9,16 +9,16 @@ class GenerationOutput(ModelOutput):
     """What `generate` returns, under HF's names. A field that does not exist, or that was
     not asked for, is `None`.
 
-    There is a row for each answer, and those of one input follow one another, the best
-    first. `steps` are the settings' `max_new_tokens`.
+    There is a row for each answer. The answers for one input follow one another, the best
+    first. The axis `steps` has the length `max_new_tokens` of the settings.
 
     **Fields:**
 
     - `sequences`: the token ids, the prompt first, and padding after the end of a row.
-    - `lengths`: the number of tokens of each row, the prompt and its end of sequence
-        included, the padding after it not.
-    - `sequences_scores`: with beams, the log-probability of each row over its number of
-        new tokens to the power `length_penalty`.
+    - `lengths`: the number of tokens of each row, including the prompt and the end of
+        sequence, but not the padding after it.
+    - `sequences_scores`: with beams, the log-probability of each row, divided by its number
+        of new tokens to the power `length_penalty`.
     - `scores`: with `output_scores`, what each step has chosen from: the logits, or with
         beams the log-probabilities, after all processors. A row is a beam or a sample.
         Steps that were not needed are 0.
@@ -28,7 +28,7 @@ class GenerationOutput(ModelOutput):
     - `token_log_probs`: with `output_token_log_probs`, the log-probability of each new
         token, after all processors, and 0 after the end.
     - `cross_attentions`: with `output_attentions`, for each decoder layer, the attention
-        to the source that has led to each new token, and 0 after the end.
+        to the source that led to each new token, and 0 after the end.
     """
 
     sequences: Integer[Array, "rows max_length"]

@@ -1,4 +1,4 @@
-"""Random keys for the rows of a batch, whatever the batch."""
+"""Random keys for the rows of a batch, which do not depend on the rest of the batch."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,10 @@ from jaxtyping import Array, Integer, Key, PRNGKeyArray, UInt32
 def row_keys(
     key: PRNGKeyArray, *token_ids: Integer[Array, "batch _"] | None
 ) -> Key[Array, " batch"]:
-    """A key for each row, by what stands in it and not by where it stands.
+    """A key for each row, by its tokens and not by its place in the batch.
 
-    So that a row draws the same tokens in any batch, its key depends on its `token_ids`,
-    of which negative ones do not count. Rows that are alike are told apart by their order.
+    A row thus draws the same tokens in any batch. Negative `token_ids` do not count. Rows
+    with the same tokens get different keys, by their order.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)

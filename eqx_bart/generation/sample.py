@@ -1,4 +1,4 @@
-"""Greedy search and sampling: one token after the other, the likeliest or one at random."""
+"""Greedy search and sampling: token by token, the likeliest or one drawn at random."""
 
 import equinox as eqx
 import jax
@@ -16,10 +16,10 @@ class Sampling(AbstractStrategy):
 
     **Fields:**
 
-    - `lengths`: the number of tokens of each row that has ended, and the `max_length` of
-        all others.
+    - `lengths`: the number of tokens of each row that has ended; for the others,
+        `max_length`.
     - `log_probs`: the log-probabilities of the new tokens, if they are asked for.
-    - `keys`: for sampling, what each row draws by.
+    - `keys`: for sampling, the key of each row.
 
     Source: HF's `GenerationMixin._sample`.
     """
@@ -32,8 +32,9 @@ class Sampling(AbstractStrategy):
     def init(
         cls, progress: Progress, dtype: jnp.dtype, keys: Key[Array, " batch"] | None
     ) -> tuple["Sampling", Progress]:
-        """The strategy before the first step, and the progress: each row goes on with its
-        own tokens. `dtype` is that of scores, `keys` are of inputs."""
+        """The strategy before the first step, and the progress, in which each row continues
+        its own tokens; `dtype` is that of the scores, and there is one of `keys` for each
+        input."""
         shape = progress.ancestors.shape
         row = jnp.arange(shape[1], dtype=jnp.int32)
         own = jnp.broadcast_to(row[:, None], shape)

@@ -1,4 +1,4 @@
-"""Where a generation stands between two steps, whatever the strategy."""
+"""The state of a generation between two steps, for any strategy."""
 
 import abc
 from collections.abc import Callable
@@ -31,7 +31,7 @@ Decode = Callable[
 
 
 class Records(eqx.Module):
-    """What is kept of one step, or of all, on request, for the result."""
+    """What is kept of one step, or of all steps, for the result, where it is asked for."""
 
     scores: Float[Array, "*steps batch rows vocab"] | None
     logits: Float[Array, "*steps batch rows vocab"] | None
@@ -47,7 +47,7 @@ class Records(eqx.Module):
         logits: Float[Array, "batch rows vocab"],
         cross_attentions: CrossAttentions | None,
     ) -> "Records":
-        """What is asked for of one step."""
+        """The records of one step that the settings ask for."""
         return cls(
             scores if config.output_scores else None,
             logits if config.output_logits else None,
@@ -55,7 +55,7 @@ class Records(eqx.Module):
         )
 
     def write(self, step: Integer[Array, ""], new: "Records") -> "Records":
-        """These, with those of one more step."""
+        """These records, with those of one more step."""
 
         def write(old: Array, new: Array) -> Array:
             return jax.lax.dynamic_update_index_in_dim(old, new, step, axis=0)
@@ -64,15 +64,15 @@ class Records(eqx.Module):
 
 
 class Progress(eqx.Module):
-    """What a strategy may want to know of the rows, and what it decides of them.
+    """What a strategy may want to know about the rows, and what it decides about them.
 
     **Fields:**
 
     - `input_ids`: the tokens so far, the prompt first, with -1 where it is padded.
-    - `ancestors`: for each row and step, whose slot of that step it attends to; see
+    - `ancestors`: for each row and step, the row whose slot of that step it attends to; see
         `GenerationState`.
     - `num_new`: how many tokens have been generated.
-    - `config`: the settings, settled.
+    - `config`: the settings; see `GenerationConfig.settled`.
     - `prompt_length`: the length of the prompt, padding included.
     """
 
@@ -97,7 +97,7 @@ class Progress(eqx.Module):
         input_ids: Integer[Array, "batch rows max_length"],
         ancestors: Integer[Array, "batch rows steps"],
     ) -> "Progress":
-        """The progress after one more token."""
+        """The progress after one more token in each row."""
         return eqx.tree_at(
             lambda p: (p.input_ids, p.ancestors, p.num_new),
             self,
@@ -106,10 +106,8 @@ class Progress(eqx.Module):
 
 
 class Result(eqx.Module):
-    """What a strategy says of its answers; `GenerationOutput` says what its fields mean.
-
-    `ancestors` are those of each answer, -1 after its end.
-    """
+    """A strategy's answers. The fields are those of `GenerationOutput`, and `ancestors`:
+    those of each answer as in `Progress`, -1 after its end."""
 
     sequences: Integer[Array, "rows max_length"]
     lengths: Integer[Array, " rows"]
@@ -120,13 +118,13 @@ class Result(eqx.Module):
 
 
 class AbstractStrategy(eqx.Module):
-    """How the next tokens are chosen, and what that takes to remember."""
+    """How the next tokens are chosen, and what has to be remembered for it."""
 
     @abc.abstractmethod
     def scores(
         self, logits: Float[Array, "batch rows vocab"]
     ) -> Float[Array, "batch rows vocab"]:
-        """What the processors are given, of the logits of the next token."""
+        """What the processors are given, made from the logits of the next token."""
 
     @abc.abstractmethod
     def choose(
@@ -134,8 +132,8 @@ class AbstractStrategy(eqx.Module):
     ) -> tuple["AbstractStrategy", Progress]:
         """Chooses a token for each row, by the processed scores.
 
-        **Returns** the strategy and the progress after it. A row may go on with the tokens
-        and the ancestors of another.
+        **Returns** the next strategy and the next progress. A row may continue the tokens
+        and the ancestors of another one.
         """
 
     @abc.abstractmethod
@@ -148,22 +146,22 @@ class AbstractStrategy(eqx.Module):
 
     @abc.abstractmethod
     def decided(self, progress: Progress) -> list[np.ndarray]:
-        """The new tokens of each row, as far as nothing can change them any more."""
+        """The new tokens of each row that nothing can change any more."""
 
 
 class GenerationState(eqx.Module):
     """What decoding carries from one step to the next: a row for each beam, or sample.
 
-    The rows of an input share a cache. Its first slots hold the prompt, but for the last
-    token, once; then each step adds one slot for each row. Nothing in it ever moves: where
-    beam search goes on with other rows, their ancestors change, and with them the mask.
+    The rows of an input share a cache. Its first slots hold the prompt once, without its
+    last token; then each step adds one slot for each row. Nothing in the cache ever moves:
+    where beam search continues other rows, the ancestors change, and with them the mask.
 
     **Fields:**
 
     - `progress`: the rows, and the settings.
     - `strategy`: what chooses their tokens.
     - `first`: where the prompt of each input begins, after its padding.
-    - `cache`: the model's, which nothing here opens.
+    - `cache`: the model's own, which nothing here looks into.
     - `records`: what is kept for the result.
     - `source_offset`: how far the source has been moved to the left.
     - `processors`: what changes the scores.
@@ -184,7 +182,7 @@ class GenerationState(eqx.Module):
 
     @property
     def config(self) -> GenerationConfig:
-        """The settings, settled."""
+        """The settings; see `GenerationConfig.settled`."""
         return self.progress.config
 
     def step(self, decode: Decode) -> "GenerationState":
@@ -204,8 +202,8 @@ class GenerationState(eqx.Module):
     def observe(
         self, decode: Decode
     ) -> tuple[Float[Array, "batch rows vocab"], Records, Any]:
-        """The scores of the next token, processed; what is kept of them; and the cache with
-        the newest token in it."""
+        """The processed scores of the next token; what is kept of this step; and the cache
+        with the newest token in it."""
         progress = self.progress
         newest = jax.lax.dynamic_index_in_dim(
             progress.input_ids, progress.length - 1, axis=2, keepdims=False
@@ -260,7 +258,7 @@ class GenerationState(eqx.Module):
         )
 
     def decided(self) -> list[np.ndarray]:
-        """The new tokens of each row, as far as nothing can change them any more."""
+        """The new tokens of each row that nothing can change any more."""
         return self.strategy.decided(self.progress)
 
     def _cross_attentions(

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 
-# About the square root of a vocabulary of 50,000 over a handful of beams, so that the
-# blocks are as many as the entries in those that are searched.
+# About the square root of a vocabulary of 50,000 divided by a few beams: then there are
+# about as many blocks as there are entries in the blocks that are searched.
 _BLOCK = 64
 
 
@@ -15,9 +15,9 @@ def top_k(
 ) -> tuple[Float[Array, "rows {k}"], Integer[Array, "rows {k}"]]:
     """What `jax.lax.top_k` gives, in one pass over `x`.
 
-    The k largest entries lie in the k blocks whose maxima are the largest. XLA's own
-    `top_k` sorts each row completely when it is inside a loop, which for a vocabulary
-    takes longer than the rest of a decoding step.
+    The k largest entries are in the k blocks with the largest maxima. Inside a loop, XLA's
+    own `top_k` sorts each row completely, which for a vocabulary takes longer than the rest
+    of a decoding step.
     """
     rows, length = x.shape
     num_blocks = length // _BLOCK

@@ -3,7 +3,7 @@
 from typing import Any
 
 
-#: Those that would change the result, with the values at which they change nothing.
+#: Settings that would change the result, with the values at which they change nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "constraints": ([],),
     "dola_layers": (),
@@ -19,7 +19,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "top_h": (),
     "watermarking_config": (),
 }
-#: Those that are about how HF computes the result.
+#: Settings about how HF computes the result.
 INERT = (
     "assistant_confidence_threshold",
     "assistant_early_exit",

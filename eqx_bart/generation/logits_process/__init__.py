@@ -1,7 +1,7 @@
 """Logits processors: what changes the scores of the next token before it is chosen.
 
-Those that only sampling uses are called warpers, as in HF, whose classes these are, under
-their names and in their order. Each costs a pass over the vocabulary at most.
+The classes, their names and their order are HF's. Those that only sampling uses are called
+warpers, as in HF. Each costs at most a pass over the vocabulary.
 """
 
 from .base import LogitsProcessor

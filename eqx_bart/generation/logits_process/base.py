@@ -22,9 +22,9 @@ class LogitsProcessor(eqx.Module):
 
         **Arguments:**
 
-        - `input_ids`: the rows so far, the prompt first; a beam, or a sample, is a row,
-            and those of one input follow one another. Padding of the prompt is -1. Only
-            the first `length` places count.
+        - `input_ids`: the rows so far, the prompt first. A row is a beam, or a sample; the
+            rows of one input follow one another. Padding of the prompt is -1. Only the
+            first `length` places count.
         - `scores`: logits, or log-probabilities for beams; float32 or better.
         - `length`: how many places are decided, the same for all rows.
         """
@@ -36,13 +36,13 @@ def forbid(
     *,
     when: bool | Bool[Array, "#rows #one"] | Bool[Array, ""],
 ) -> Scores:
-    """The scores, of which these tokens have none where `when` holds."""
+    """The scores, with -inf for these tokens where `when` holds."""
     columns = jnp.asarray(token_ids)
     kept = jnp.where(when, -jnp.inf, scores[:, columns])
     return scores.at[:, columns].set(kept)
 
 
 def count(input_ids: Tokens, length: Integer[Array, ""]) -> Integer[Array, "rows 1"]:
-    """How many of the first `length` places are no padding."""
+    """How many of the first `length` places are not padding."""
     is_token = (input_ids >= 0) & (jnp.arange(input_ids.shape[1]) < length)
     return jnp.sum(is_token, axis=1, keepdims=True)

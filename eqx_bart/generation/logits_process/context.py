@@ -1,4 +1,4 @@
-"""Processors that go by the tokens of the row, or of the source."""
+"""Processors that depend on the tokens of the row, or of the source."""
 
 import equinox as eqx
 import jax
@@ -32,7 +32,7 @@ class SequenceBiasLogitsProcessor(LogitsProcessor):
 
 
 class EncoderRepetitionPenaltyLogitsProcessor(LogitsProcessor):
-    """Favours the tokens of the source, which `encoder_input_ids` are, padding being -1."""
+    """Favours the tokens of the source, `encoder_input_ids`, where padding is -1."""
 
     penalty: float = eqx.field(static=True)
     encoder_input_ids: Integer[Array, "batch source"]
@@ -44,7 +44,10 @@ class EncoderRepetitionPenaltyLogitsProcessor(LogitsProcessor):
 
 
 class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
-    """Disfavours the tokens that a row has already. Source: arXiv:1909.05858."""
+    """Disfavours the tokens that a row has already.
+
+    Source: arXiv:1909.05858.
+    """
 
     penalty: float = eqx.field(static=True)
 
@@ -84,12 +87,12 @@ class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
 def _per_row(
     values: Integer[Array, "batch source"], scores: Scores
 ) -> Integer[Array, "rows source"]:
-    """What belongs to each input, for each row of `scores`."""
+    """The values of each input, for each of its rows in `scores`."""
     return jnp.repeat(values, len(scores) // len(values), axis=0)
 
 
 def _places(scores: Scores, token_ids: Integer[Array, "rows ids"]) -> tuple[Array, Array]:
-    """The index of tokens in `scores`, outside of it for negative ones."""
+    """The index of tokens in `scores`; for negative ones, outside of it."""
     token_ids = jnp.where(token_ids < 0, scores.shape[1], token_ids)
     return jnp.arange(len(scores))[:, None], token_ids
 
@@ -97,7 +100,7 @@ def _places(scores: Scores, token_ids: Integer[Array, "rows ids"]) -> tuple[Arra
 def _penalise(
     scores: Scores, token_ids: Integer[Array, "rows ids"], penalty: float
 ) -> Scores:
-    """Divides the scores of the tokens by `penalty`; multiplies them, if negative."""
+    """Divides the scores of the tokens by `penalty`; multiplies those that are negative."""
     places = _places(scores, token_ids)
     old = scores.at[places].get(mode="fill", fill_value=0)
     return scores.at[places].set(
@@ -108,7 +111,7 @@ def _penalise(
 def _suffix(
     input_ids: Tokens, length: Integer[Array, ""], size: int
 ) -> Integer[Array, "rows {size}"]:
-    """The last `size` tokens, if there are as many."""
+    """The last `size` tokens, if there are that many."""
     return jax.lax.dynamic_slice_in_dim(input_ids, length - size, size, axis=1)
 
 
@@ -119,7 +122,7 @@ def _forbid_ngrams(
     length: Integer[Array, ""],
     size: int,
 ) -> Scores:
-    """Forbids what would repeat an n-gram of `history`, where -1 stands in none."""
+    """Forbids what would repeat an n-gram of `history`; -1 is in no n-gram."""
     num_windows = history.shape[1] - size + 1
     if num_windows < 1 or size > input_ids.shape[1]:
         return scores

@@ -1,4 +1,4 @@
-"""Processors that go by how long the row is, or by nothing but the scores."""
+"""Processors that depend on how long the row is, or on nothing but the scores."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ class ForcedEOSTokenLogitsProcessor(LogitsProcessor):
 
 
 class InfNanRemoveLogitsProcessor(LogitsProcessor):
-    """Makes NaN 0, and infinities the largest and smallest finite scores."""
+    """Replaces NaN by 0, and infinities by the largest and smallest finite scores."""
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
@@ -80,8 +80,8 @@ class SuppressTokensLogitsProcessor(LogitsProcessor):
 
 
 class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
-    """Forbids tokens at the place `begin_index`; in rows whose second token is forced, if
-    that comes before it, at the place after that."""
+    """Forbids tokens at the place `begin_index`; in rows whose forced second token is at
+    that place, at the next one."""
 
     begin_suppress_tokens: tuple[int, ...] = eqx.field(static=True)
     begin_index: int = eqx.field(static=True)

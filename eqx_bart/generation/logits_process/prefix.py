@@ -1,4 +1,4 @@
-"""Rows that are kept to a set of sequences."""
+"""Constraining rows to a set of sequences."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,11 +12,13 @@ from .base import LogitsProcessor, Scores, Tokens
 
 
 class PrefixConstrainedLogitsProcessor(LogitsProcessor):
-    """Keeps rows to a set of sequences: where HF calls a `prefix_allowed_tokens_fn` at
-    each step, this walks a trie that is made once.
+    """Constrains rows to a set of sequences: where HF calls a `prefix_allowed_tokens_fn` at
+    each step, this walks a trie that is built once.
 
-    **Fields:** the trie's edges, in the order of the nodes they leave and of their tokens.
+    The trie's edges are in the order of the nodes that they leave, then of their tokens.
     Node 0 is the root.
+
+    **Fields:**
 
     - `starts`: for each node the first of its edges; the last entry is the end.
     - `tokens`, `targets`: the token of each edge, and the node it leads to.
@@ -31,13 +33,13 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
     def __init__(
         self, sequences: Iterable[Iterable[int | np.integer]], prompt: Sequence[int] = ()
     ):
-        """Makes the trie.
+        """Builds the trie.
 
         **Arguments:**
 
-        - `sequences`: the token ids of each allowed answer, its end of sequence included;
-            after the end of a sequence that has none, everything is allowed.
-        - `prompt`: what stands before each answer, as a rule the model's
+        - `sequences`: the token ids of each allowed answer, its end of sequence included.
+            After an answer without one, everything is allowed.
+        - `prompt`: what comes before each answer, usually the model's
             `decoder_start_token_id` alone.
 
         **Raises** `ValueError` if there is no sequence, or an empty one, or a negative id.
@@ -82,7 +84,7 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
     def _walk(
         self, input_ids: Tokens, length: Integer[Array, ""]
     ) -> Integer[Array, " rows"]:
-        """The node that each row stands at; -1 if its sequence is over."""
+        """The node that each row has reached; -1 if its sequence is over."""
 
         def down(i: Integer[Array, ""], node: Integer[Array, " rows"]) -> Array:
             token = input_ids[:, i]

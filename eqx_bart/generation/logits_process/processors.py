@@ -1,4 +1,4 @@
-"""Which processors the settings stand for, in HF's order."""
+"""Which processors the settings ask for, in HF's order."""
 
 from collections.abc import Iterator, Sequence
 
@@ -43,9 +43,9 @@ def logits_processors(
 ) -> tuple[LogitsProcessor, ...]:
     """The processors that settled settings ask for, `custom` ones before the warpers.
 
-    The order is that of HF's `GenerationMixin._get_logits_processor`.
-
     **Raises** `ValueError` if a setting needs `encoder_input_ids` and there are none.
+
+    Source: HF's `GenerationMixin._get_logits_processor`, whose order this is.
     """
     processors = [
         *_context_processors(config, encoder_input_ids),
@@ -62,7 +62,7 @@ def logits_processors(
 def _context_processors(
     config: GenerationConfig, encoder_input_ids: Integer[Array, "batch source"] | None
 ) -> Iterator[LogitsProcessor]:
-    """Those that go by the tokens in the row, or in the source."""
+    """Those that depend on the tokens of the row, or of the source."""
     if config.sequence_bias:
         yield SequenceBiasLogitsProcessor(config.sequence_bias)
     if config.encoder_repetition_penalty != 1:
@@ -79,7 +79,7 @@ def _context_processors(
         yield EncoderNoRepeatNGramLogitsProcessor(
             config.encoder_no_repeat_ngram_size, source
         )
-    # A word that is no more than the end of sequence is allowed, as in HF.
+    # A word that is just the end of sequence is allowed, as in HF.
     ends = {(token,) for token in as_id_tuple(config.eos_token_id)}
     if words := [word for word in config.bad_words_ids or () if word not in ends]:
         yield SequenceBiasLogitsProcessor(tuple((word, -float("inf")) for word in words))
@@ -88,7 +88,7 @@ def _context_processors(
 def _place_processors(
     config: GenerationConfig, prompt_length: int
 ) -> Iterator[LogitsProcessor]:
-    """Those that go by how long the row is."""
+    """Those that depend on how long the row is."""
     eos = as_id_tuple(config.eos_token_id)
     if config.min_new_tokens and eos:
         yield MinLengthLogitsProcessor(prompt_length + config.min_new_tokens, eos)

@@ -21,7 +21,7 @@ class TemperatureLogitsWarper(LogitsProcessor):
 
 
 class TopKLogitsWarper(LogitsProcessor):
-    """Keeps the `top_k` likeliest tokens, and what is as likely as the last of them."""
+    """Keeps the `top_k` likeliest tokens, and those as likely as the last of them."""
 
     top_k: int = eqx.field(static=True)
 
@@ -32,8 +32,11 @@ class TopKLogitsWarper(LogitsProcessor):
 
 
 class TopPLogitsWarper(LogitsProcessor):
-    """Keeps the likeliest tokens that have the probability `top_p` together, and what is
-    as likely as the last of them. Source: arXiv:1904.09751."""
+    """Keeps the likeliest tokens that have the probability `top_p` together, and those as
+    likely as the last of them.
+
+    Source: arXiv:1904.09751.
+    """
 
     top_p: float = eqx.field(static=True)
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
@@ -46,8 +49,10 @@ class TopPLogitsWarper(LogitsProcessor):
 
 
 class MinPLogitsWarper(LogitsProcessor):
-    """Keeps the tokens with a share of `min_p` in the likeliest one's probability.
-    Source: arXiv:2407.01082."""
+    """Keeps the tokens with at least `min_p` times the probability of the likeliest one.
+
+    Source: arXiv:2407.01082.
+    """
 
     min_p: float = eqx.field(static=True)
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
@@ -62,8 +67,11 @@ class MinPLogitsWarper(LogitsProcessor):
 
 
 class TypicalLogitsWarper(LogitsProcessor):
-    """Keeps the tokens whose information is the closest to the entropy and that have the
-    probability `mass` together. Source: arXiv:2202.00666."""
+    """Keeps the tokens whose information is closest to the entropy, and that have the
+    probability `mass` together.
+
+    Source: arXiv:2202.00666.
+    """
 
     mass: float = eqx.field(static=True)
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
@@ -78,7 +86,10 @@ class TypicalLogitsWarper(LogitsProcessor):
 
 
 class EpsilonLogitsWarper(LogitsProcessor):
-    """Keeps the tokens of a probability of `epsilon` or more. Source: arXiv:2210.15191."""
+    """Keeps the tokens with a probability of `epsilon` or more.
+
+    Source: arXiv:2210.15191.
+    """
 
     epsilon: float = eqx.field(static=True)
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
@@ -91,8 +102,10 @@ class EpsilonLogitsWarper(LogitsProcessor):
 
 
 class EtaLogitsWarper(LogitsProcessor):
-    """`EpsilonLogitsWarper`, with less to keep where the entropy is high.
-    Source: arXiv:2210.15191."""
+    """`EpsilonLogitsWarper`, with a smaller threshold where the entropy is high.
+
+    Source: arXiv:2210.15191.
+    """
 
     epsilon: float = eqx.field(static=True)
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
@@ -121,7 +134,7 @@ def _keep(
     merit: Float[Array, "rows vocab"],
     at_least: int,
 ) -> Scores:
-    """The scores that are kept, and those of the `at_least` largest in `merit`."""
+    """The scores that are kept, and those of the `at_least` tokens with most `merit`."""
     return jnp.where(is_kept | _is_among_top(merit, at_least), scores, -jnp.inf)
 
 
@@ -139,10 +152,11 @@ def _entropy(log_probs: Scores) -> Float[Array, "rows 1"]:
 def _are_first(
     order: Float[Array, "rows vocab"], probabilities: Scores, mass: float
 ) -> Bool[Array, "rows vocab"]:
-    """Whether all that comes before a token, in ascending `order`, has less than `mass`.
+    """Whether all tokens before a token, in ascending `order`, have less than `mass`
+    together.
 
-    The last such value of `order` is found by bisection, bit by bit, in a pass each:
-    far less than to sort a vocabulary.
+    The last such value of `order` is found by bisection, with one pass for each bit. That
+    is far faster than sorting a vocabulary.
     """
     keys = _ordered_bits(order)
     num_bits = jnp.iinfo(keys.dtype).bits
@@ -159,7 +173,7 @@ def _are_first(
 
 
 def _ordered_bits(x: Float[Array, "*shape"]) -> Integer[Array, "*shape"]:
-    """Unsigned integers that stand in the order of the floats `x`."""
+    """Unsigned integers that sort as the floats `x` do."""
     unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
     bits = jax.lax.bitcast_convert_type(x, unsigned)
     sign = jnp.ones((), unsigned) << (8 * x.dtype.itemsize - 1)
