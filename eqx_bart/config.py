@@ -1,4 +1,4 @@
-"""`BartConfig`: what `config.json` says about a BART, validated, frozen and hashable."""
+"""`BartConfig`: what `config.json` says about a BART; validated, frozen and hashable."""
 
 import copy
 import dataclasses
@@ -42,7 +42,7 @@ _TOKEN_IDS = (
     "decoder_start_token_id",
     "forced_eos_token_id",
 )
-# The settings that may be one token id or several.
+# The settings that may be one token id or more than one.
 _SEVERAL_IDS = ("eos_token_id", "forced_eos_token_id")
 #: The dtypes that weights may have.
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -52,7 +52,7 @@ _PROBLEM_TYPES = (
     "multi_label_classification",
 )
 
-# Spellings that older files use, and the field that each one means today.
+# Names that older files use, and the field that each one is today.
 _LEGACY_NAMES = {
     "hidden_size": "d_model",
     "num_hidden_layers": "encoder_layers",
@@ -62,7 +62,7 @@ _LEGACY_NAMES = {
     "torch_dtype": "dtype",
 }
 
-#: What `config.json` says of a BART, and of a model made of its parts that is none.
+#: The `model_type` of a BART in `config.json`, and of another model made of its parts.
 MODEL_TYPE, CUSTOM_MODEL_TYPE = "bart", "eqx_bart"
 
 # Switches of models that share BART's file format but not its architecture, with
@@ -83,8 +83,7 @@ _BART_IS = {
 class BartConfig:
     """The hyperparameters of a BART, under Hugging Face's names and defaults.
 
-    The defaults are those of `facebook/bart-large`. Source: Lewis et al. 2019
-    (arXiv:1910.13461), section 2; HF's `BartConfig`.
+    The defaults are those of `facebook/bart-large`.
 
     **Fields** that are not self-explanatory:
 
@@ -93,14 +92,16 @@ class BartConfig:
     - `scale_embedding`: multiply token embeddings by `sqrt(d_model)`.
     - `encoder_layerdrop`, `decoder_layerdrop`: the probability that training skips a
         layer (arXiv:1909.11556).
-    - `eos_token_id`, `forced_eos_token_id`: one id, or a tuple of several.
-    - `dtype`: what `from_pretrained` makes of the weights, unless it is told otherwise;
-        none leaves them as they are stored. A model's arrays may since have another.
+    - `eos_token_id`, `forced_eos_token_id`: one id, or a tuple of ids.
+    - `dtype`: the dtype in which `from_pretrained` loads the weights by default; `None` for
+        the one in which they are stored. A model's arrays may since have another.
     - `id2label`: the label names in the order of their ids; `LABEL_0`, ... unless given.
     - `extra`: every other key of `config.json`, kept so that it can be written back.
         No model reads it.
 
     **Raises** `ValueError` naming the field, its value and what is allowed.
+
+    Source: Lewis et al. 2019 (arXiv:1910.13461), section 2; HF's `BartConfig`.
     """
 
     vocab_size: int = 50265
@@ -145,7 +146,7 @@ class BartConfig:
         object.__setattr__(self, name, value)
 
     def _settle_labels(self) -> None:
-        """Fills in whichever of `num_labels` and `id2label` was left out."""
+        """Fills in `num_labels` and `id2label`, where they were left out."""
         names: Any = self.id2label
         count: Any = self.num_labels
         if names is not None:
@@ -221,21 +222,19 @@ class BartConfig:
 
     @property
     def is_custom(self) -> bool:
-        """Whether the checkpoint it was read from is a model of somebody's own, made of
-        BART's parts."""
+        """Whether its checkpoint holds a custom model, made of BART's parts."""
         return self.extra.get("model_type") == CUSTOM_MODEL_TYPE
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """`eos_token_id` as a tuple, whether it is none, one or several."""
+        """`eos_token_id` as a tuple, of no, one or more ids."""
         return as_id_tuple(self.eos_token_id)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BartConfig":
-        """Builds a config from the contents of a `config.json`, of any age.
+        """Builds a config from the contents of a `config.json`, old or new.
 
-        **Raises** `ValueError` if a value is invalid, or if it says that the model is
-        not a BART.
+        **Raises** `ValueError` if a value is invalid, or says that the model is not a BART.
         """
         values = dict(values)
         is_custom = values.get("model_type") == CUSTOM_MODEL_TYPE
@@ -291,12 +290,12 @@ class BartConfig:
         - `path`: the file, the directory that holds it, or the name of a model on the
             Hugging Face hub.
         - `options`: for the hub `revision`, `token`, `cache_dir` and `local_files_only`,
-            see `HubOptions`; and fields to set otherwise than the file does, of which
-            another `num_labels` replaces the labels' names.
+            see `HubOptions`; and fields that replace those of the file. Another
+            `num_labels` replaces the names of the labels too.
 
-        **Raises** `CheckpointError` if there is nothing at `path`, if the hub does not give
-        it, or if it is not the JSON of a BART config; `FileNotFoundError` if the directory
-        holds no such file.
+        **Raises** `CheckpointError` if there is nothing at `path`, if the hub does not
+        provide it, or if it is not the JSON of a BART config; `FileNotFoundError` if the
+        directory holds no such file.
         """
         hub, overrides = split_options(options)
         path = locate(path, weights=False, **hub)
@@ -314,7 +313,7 @@ class BartConfig:
             raise CheckpointError(f"config.json at {path}{changed}: {error}") from error
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes `config.json` into `directory`, which is made if need be."""
+        """Writes `config.json` into `directory`, which is made if needed."""
         write_json(Path(directory), "config.json", self.to_dict())
 
 

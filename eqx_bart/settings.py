@@ -18,18 +18,18 @@ _DOC_WIDTH = 88
 
 
 def is_int(value: Any) -> bool:
-    """Whether it is an integer, which a bool is not."""
+    """Whether it is an integer. A bool is not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_real(value: Any) -> bool:
-    """Whether it is a finite number that a float can stand for."""
+    """Whether it is a finite number that a float can represent."""
     is_float = isinstance(value, float) and math.isfinite(value)
     return is_float or (is_int(value) and abs(value) < 2**53)
 
 
 def as_id_tuple(ids: int | tuple[int, ...] | None) -> tuple[int, ...]:
-    """Token ids as a tuple, given as none, one or several."""
+    """No, one or more token ids, as a tuple."""
     if ids is None:
         return ()
     return (ids,) if isinstance(ids, int) else ids
@@ -49,16 +49,18 @@ def _plain(value: Any) -> Any:
 
 
 def as_lists(value: Any) -> Any:
-    """The value with lists for tuples, as JSON has them."""
+    """The value with lists in place of tuples, as in JSON."""
     return [as_lists(v) for v in value] if isinstance(value, tuple) else value
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """The values that a setting may have, of which `None` is never one.
+    """The values that a setting may have, which are never `None`.
+
+    **Fields:**
 
     - `is_valid`: whether a value is one of them.
-    - `words`: what a value must do or be, to follow "must".
+    - `words`: what a value must do or be; this follows "must" in a message.
     - `token_ids`: the token ids in a valid value.
     """
 
@@ -71,10 +73,12 @@ class Kind:
 class Setting:
     """What is declared about a setting.
 
+    **Fields:**
+
     - `group`: the heading of the settings that are documented together.
     - `kind`: the values that it may have.
-    - `meaning`: what it does, in a sentence without its period.
-    - `default`: what it is if nobody sets it; `None` if that depends on others.
+    - `meaning`: what it does, in a sentence without its full stop.
+    - `default`: its value if it is not set; `None` if that depends on other settings.
     """
 
     group: str
@@ -84,7 +88,7 @@ class Setting:
 
 
 def setting(group: str, kind: Kind, meaning: str, *, default: Any = None) -> Any:
-    """A dataclass field that is a setting, and `None` while it is not set."""
+    """A dataclass field that is a setting; it is `None` while it is not set."""
     declared = Setting(group, kind, meaning, default)
     return dataclasses.field(default=None, metadata={Setting: declared})
 

@@ -1,4 +1,4 @@
-"""Checks for models with parts of one's own."""
+"""Checks for models with parts of your own."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,10 +16,10 @@ from .models.language_model import LanguageModel
 from .nn.layer import Show
 
 
-#: From the decoder's tokens, `[batch, length]`, to logits: a pass without a cache.
+#: A pass without a cache, from the decoder's tokens, `[batch, length]`, to logits.
 Uncached = Callable[[Integer[Array, "batch length"]], Float[Array, "batch length vocab"]]
 
-# By how much numbers may differ, of the largest of them.
+# By how much numbers may differ, relative to the largest of them.
 _TOLERANCES = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 0.05, "float16": 0.01}
 
 
@@ -32,22 +32,24 @@ def check_decoding(
     seed: int = 0,
     **kwargs: Any,
 ) -> None:
-    """Compares a model's ways of decoding, which must all give the same numbers: without a
-    cache, with one, a token or several at a time, and as `generate` does, by beams that
-    share a cache. To be run for a model with a part of one's own.
+    """Checks that all of a model's ways of decoding give the same numbers.
+
+    These are: without a cache; with a cache, one or more tokens at a time; and as
+    `generate` does, with beams that share a cache. Run this for a model with a part of your
+    own.
 
     **Arguments:**
 
     - `args`, `kwargs`: those of the model's `generate`, such as `input_ids`.
-    - `uncached`: the pass without a cache that all else is compared with. By default it is
-        the model's own, and what differs is found layer by layer; a model that is no
-        subclass of the library's has to give one.
+    - `uncached`: the pass without a cache, with which all others are compared. By default
+        it is the model's own, and a difference is traced to its layer. A model that is not
+        a `LanguageModel` needs this argument.
     - `num_tokens`: how many tokens are decoded.
     - `num_beams`: how many beams `generate` follows.
     - `seed`: of the random tokens.
 
     **Raises** `AssertionError` that says which way differs, at which token, by how much,
-    and in which layer first.
+    and in which layer first; `TypeError` if `uncached` is needed.
     """
     model = eqx.nn.inference_mode(_without_settings(model))
     call = model.prepare_generation(*args, max_new_tokens=num_tokens, **kwargs)
@@ -68,7 +70,7 @@ def check_decoding(
 
 
 def _without_settings(model: Any) -> Any:
-    """`model`, with no settings but the ids of its special tokens."""
+    """`model`, with no generation settings except the ids of its special tokens."""
     config = model.generation_config
     names = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
     plain = GenerationConfig(**{name: getattr(config, name) for name in names})
@@ -78,7 +80,7 @@ def _without_settings(model: Any) -> Any:
 def _random_ids(
     model: GenerationMixin, inputs: GenerationInputs, length: int, seed: int
 ) -> Integer[Array, "batch length"]:
-    """The last token of each prompt, and random ones."""
+    """The last token of each prompt, then random tokens."""
     prompt = np.maximum(np.asarray(inputs.prompt), 0)[:, -1:]
     rng = np.random.default_rng(seed)
     drawn = rng.integers(model.vocab_size, size=(len(prompt), length - 1))
@@ -86,7 +88,7 @@ def _random_ids(
 
 
 def _uneven(length: int) -> list[int]:
-    """Two at a time, after the first."""
+    """One token first, then two at a time."""
     return [1, *[2] * ((length - 1) // 2), *[1] * ((length - 1) % 2)]
 
 
@@ -112,7 +114,7 @@ def _uncached(model: GenerationMixin, inputs: GenerationInputs) -> Uncached:
 def _calls(
     ids: Integer[Array, "batch length"], sizes: Sequence[int]
 ) -> Iterator[tuple[Array, Array, Bool[Array, "batch 1 new length"]]]:
-    """Tokens, positions and mask of each call that decodes so many of the tokens."""
+    """The tokens, positions and mask of each call, if the calls decode `sizes` tokens."""
     start, slots = 0, jnp.arange(ids.shape[1])
     for size in sizes:
         tokens = ids[:, start : start + size]
@@ -127,7 +129,7 @@ def _cached(
     ids: Integer[Array, "batch length"],
     sizes: Sequence[int],
 ) -> Float[Array, "batch length vocab"]:
-    """The logits, by so many tokens at a time."""
+    """The logits, decoded `sizes` tokens at a time with a cache."""
     step = eqx.filter_jit(model.generation_step)
     cache, logits = model.init_generation_cache(inputs, ids.shape[1]), list[Array]()
     for tokens, positions, mask in _calls(ids, sizes):
@@ -139,7 +141,7 @@ def _cached(
 def _compare(
     found: Array, expected: Array, what: str, where: Callable[[], str] = lambda: ""
 ) -> None:
-    """That two arrays agree, `[batch, length, ...]`."""
+    """Checks that two arrays agree, `[batch, length, ...]`."""
     if found.shape != expected.shape:
         raise AssertionError(
             f"{what} gives the shape {list(found.shape)}, without a cache it is "
@@ -166,7 +168,7 @@ def _first_layer(
     ids: Integer[Array, "batch length"],
     sizes: Sequence[int],
 ) -> str:
-    """Where the states of the decoder's layers differ first."""
+    """The first layer of the decoder whose states differ, in a sentence."""
     if not isinstance(model, LanguageModel):
         return ""
     source, show = inputs.encoder_outputs, Show(hidden_states=True)
@@ -196,7 +198,7 @@ def _check_generate(
     num_tokens: int,
     num_beams: int,
 ) -> None:
-    """That `generate` gives its tokens the probabilities that they have."""
+    """Checks the probabilities that `generate` gives its tokens."""
     output = model.generate(
         *args,
         **kwargs,

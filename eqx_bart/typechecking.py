@@ -1,4 +1,4 @@
-"""How annotations are checked: by beartype, to which an int is a float, as in PEP 484."""
+"""How annotations are checked: by beartype, where an int is a float, as in PEP 484."""
 
 from beartype import beartype, BeartypeConf
 

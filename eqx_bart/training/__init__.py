@@ -1,1 +1,1 @@
-"""Training: losses, noise, which parameters, in which precision, and adapters."""
+"""Training: losses, noise, trainable parameters, precision, and adapters."""

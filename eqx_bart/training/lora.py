@@ -1,5 +1,5 @@
-"""Low-rank adaptation: small products beside the weights of a model are trained, and the
-weights themselves stay as they are.
+"""Low-rank adaptation: small products are added to the weights of a model and trained,
+while the weights themselves stay as they are.
 
 Source: Hu et al. 2021 (arXiv:2106.09685). Names are those of HF's PEFT, whose files
 `eqx_bart.training.peft` reads and writes.
@@ -34,8 +34,9 @@ def lora(
     """`model` with an adapter in each target: `x @ weight + alpha / rank * x @ lora_A @
     lora_B`, where `lora_B` is 0 at first.
 
-    `trainable` then picks the adapters, and a classification or question-answering head,
-    alone; `merge_lora` adds them to the weights, `save_lora` and `load_lora` keep them.
+    `trainable` then picks only the adapters, and a classification or question-answering
+    head. `merge_lora` adds the adapters to the weights; `save_lora` and `load_lora` store
+    them. Adapters are float32 or wider, whatever the dtype of the model.
 
     **Arguments:**
 
@@ -45,8 +46,10 @@ def lora(
     - `alpha`: the scale; `rank` by default.
     - `key`: to draw `lora_A`.
 
-    Adapters are float32 at least, whatever the model is. **Raises** `ValueError` if the
-    rank is less than 1, if a target fits nothing, or if there are adapters already.
+    **Raises** `ValueError` if the rank is less than 1, if a target fits nothing, or if
+    there are adapters already.
+
+    Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1; HF's PEFT.
     """
     if rank < 1:
         raise ValueError(f"The rank must be 1 or more; it is {rank}.")
@@ -70,7 +73,7 @@ def lora(
 
 
 def merge_lora(model: ModelT) -> ModelT:
-    """`model` with its adapters added to the weights, and none left.
+    """`model` without adapters: they are added to the weights.
 
     **Raises** `ValueError` if it has none.
     """
@@ -111,7 +114,7 @@ def _chosen(names: Sequence[str], targets: str | Sequence[str]) -> set[str]:
 
 
 def ends_with(name: str, end: str) -> bool:
-    """Whether the last parts of a dotted name are `end`."""
+    """Whether `end` is the last part, or parts, of a dotted name."""
     return f".{name}".endswith(f".{end}")
 
 

@@ -1,4 +1,4 @@
-"""The losses of BART's fine-tuning, as sums and counts that add up over batches."""
+"""The losses for fine-tuning BART, as sums and counts that add up over batches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +17,8 @@ from ..nn.checks import ArrayLike, as_indices, check_range, Mask
 class LossSum(eqx.Module):
     """The sum of a loss over entries, and how many entries there are.
 
-    Sums of several batches, or devices, are added before the mean is taken, so that each
-    entry weighs the same: `a + b`, or `jax.lax.psum(loss, axis_name)`.
+    Add the sums of batches, or of devices, before you take the mean, so that each entry
+    has the same weight: `a + b`, or `jax.lax.psum(loss, axis_name)`.
     """
 
     total: Float[Array, "*terms"]
@@ -29,7 +29,8 @@ class LossSum(eqx.Module):
 
     @property
     def mean(self) -> Float[Array, ""]:
-        """The mean over the entries, 0 if there are none; of several terms their mean."""
+        """The mean over the entries, 0 if there are none; with more than one term, the mean
+        of the terms' means."""
         return jnp.mean(self.total / jnp.maximum(self.count, 1))
 
 
@@ -46,13 +47,15 @@ def cross_entropy(
     **Arguments:**
 
     - `labels`: the class of each entry, or `ignore_index` for those that do not count.
-    - `label_smoothing`: the share of each label that goes to all classes alike
+    - `label_smoothing`: the share of each label that is spread evenly over all classes
         (arXiv:1512.00567, section 7), in [0, 1].
-    - `z_loss`: the weight of the square of `logsumexp(logits)`, which keeps it near 0
+    - `z_loss`: the weight of the square of `logsumexp(logits)`, which keeps that near 0
         (arXiv:2204.02311, section 5).
 
     **Raises** `ValueError` if a label is no class; under `jit`, when the program runs. Also
-    if `label_smoothing` lies outside [0, 1]. Source: PyTorch's `cross_entropy`.
+    if `label_smoothing` lies outside [0, 1].
+
+    Source: PyTorch's `cross_entropy`.
     """
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1]; it is {label_smoothing}.")
@@ -80,15 +83,18 @@ def chunked_cross_entropy(
 ) -> LossSum:
     """`cross_entropy(head(hidden_states), labels)`, `chunk_size` rows at a time.
 
-    The logits of more rows are never held, neither forward nor backward: the gradient of
-    each chunk is taken along with its loss.
+    The logits of more rows are never in memory, neither forward nor backward: the gradient
+    of each chunk is taken together with its loss.
 
     **Arguments:**
 
-    - `head`: a module from hidden states to logits, all of whose floating arrays are
+    - `head`: a module from hidden states to logits, whose floating arrays are all
         differentiated; see `BartForConditionalGeneration.projection`.
+    - `hidden_states`: what the head reads, with a label for each.
+    - `chunk_size`: how many rows' logits are in memory at a time.
+    - `labels`, `label_smoothing`, `z_loss`, `ignore_index`: as in `cross_entropy`.
 
-    Otherwise as `cross_entropy`. **Raises** `ValueError` if `chunk_size` is less than 1.
+    **Raises** as `cross_entropy` does, and `ValueError` if `chunk_size` is less than 1.
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be 1 or more; it is {chunk_size}.")
@@ -120,7 +126,7 @@ def chunked_cross_entropy(
 def _sum_of_chunks(
     loss: Callable[..., tuple[Array, Array]], parameters: Any, hidden: Array, labels: Array
 ) -> tuple[Array, Array]:
-    """The sums of `loss` over chunks, of which just one is differentiated at a time."""
+    """The sums of `loss` over chunks, which are differentiated one at a time."""
 
     @jax.custom_vjp
     def summed(parameters: Any, hidden: Array) -> tuple[Array, Array]:
@@ -168,17 +174,19 @@ def seq2seq_loss(
 
     **Arguments:**
 
+    - `input_ids`, `attention_mask`, `encoder_outputs`, `decoder_attention_mask`: as in a
+        call of the model.
     - `labels`: the tokens to predict, -100 where there are none.
-    - `encoder_outputs`: what replaces a run of the encoder, as in a call of the model.
-    - `decoder_input_ids`: `labels`, shifted to the right, by default.
-    - `chunk_size`: of how many tokens logits are held at a time; of all by default. See
+    - `decoder_input_ids`: by default `labels`, shifted to the right.
+    - `chunk_size`: how many tokens' logits are in memory at a time; all by default. See
         `chunked_cross_entropy`.
     - `label_smoothing`, `z_loss`: see `cross_entropy`.
     - `key`: for dropout; needed in training mode.
 
-    **Raises** `ValueError` as the model and `cross_entropy` do; `TypeError` if a chunk's
-    logits are not to be had of its hidden states alone. Source: HF's
-    `BartForConditionalGeneration.forward` with `labels`.
+    **Raises** as the model and `cross_entropy` do; `TypeError` if there is a `chunk_size`
+    and the model's logits depend on more than its last hidden states.
+
+    Source: HF's `BartForConditionalGeneration.forward` with `labels`.
     """
     if decoder_input_ids is None:
         config = model.config
@@ -217,12 +225,20 @@ def classification_loss(
     """The loss of `BartForSequenceClassification`, by `config.problem_type`.
 
     `"regression"` is the squared error; `"single_label_classification"` the cross-entropy
-    of class ids, -100 for rows that do not count; `"multi_label_classification"` the binary
-    cross-entropy of each label. Without a problem type, it is a regression if there is one
-    label, multi-label if `labels` are floats, and single-label otherwise.
+    of class ids; `"multi_label_classification"` the binary cross-entropy of each label.
+    Without a problem type, it is a regression if the config has one label, multi-label if
+    `labels` are floats, and single-label otherwise.
 
-    **Raises** `ValueError` if the labels do not fit the problem type. Source: HF's
-    `BartForSequenceClassification.forward`.
+    **Arguments:**
+
+    - `logits`: what the model returns.
+    - `labels`: class ids, -100 for rows that do not count; or floats, one for each logit,
+        or one for each row if there is one label.
+    - `config`: the model's.
+
+    **Raises** `ValueError` if the labels do not fit the problem type.
+
+    Source: HF's `BartForSequenceClassification.forward`.
     """
     problem_type = config.problem_type or _problem_type(labels, config.num_labels)
     if problem_type == "single_label_classification":
@@ -248,10 +264,15 @@ def question_answering_loss(
     start_positions: Integer[ArrayLike, "batch"],
     end_positions: Integer[ArrayLike, "batch"],
 ) -> LossSum:
-    """The loss of `BartForQuestionAnswering`: two terms, of the start and of the end.
+    """The loss of `BartForQuestionAnswering`: two terms, one of the start, one of the end.
 
-    A position past the end does not count, and one before the start is taken for 0, as in
-    HF's `BartForQuestionAnswering.forward`.
+    **Arguments:**
+
+    - `start_logits`, `end_logits`: what the model returns.
+    - `start_positions`, `end_positions`: the places of an answer's first and last token. A
+        position past the end of the sequence does not count; one below 0 is taken as 0.
+
+    Source: HF's `BartForQuestionAnswering.forward`.
     """
     length = start_logits.shape[-1]
     losses = [
@@ -283,7 +304,7 @@ def _labels_message(problem_type: str, expected: str, labels: ArrayLike) -> str:
 def _checked_labels(
     labels: Integer[ArrayLike, "*batch"], num_classes: int, ignore_index: int
 ) -> tuple[Array, Array]:
-    """The labels, 0 in place of `ignore_index`, and which of them count."""
+    """The labels, with 0 in place of `ignore_index`; and which of them count."""
     counts = labels != ignore_index
     classes = labels * counts
     return check_range(classes, num_classes, "labels", "the classes"), jnp.asarray(counts)

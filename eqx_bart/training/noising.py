@@ -1,9 +1,9 @@
-"""The noise of BART's own training, over token ids: what the model reads, to write the
-original.
+"""The noise of BART's pre-training, over token ids: the model reads the noised ids, and
+learns to write the original.
 
 `input_ids` are rows of ids, `[batch, length]`, padded on the right. The first `<s>` and
 the last `</s>` of a row stay where they are; what lies between is its document. All
-functions are NumPy's, for the loading of data, and the same key gives the same noise.
+functions run in NumPy, for loading data, and the same key gives the same noise.
 
 Source: Lewis et al. 2019 (arXiv:1910.13461), section 2.2. Its models were trained with
 `text_infilling(sentence_permutation(ids, …), …)`.
@@ -28,9 +28,20 @@ def token_masking(
     ratio: float = 0.15,
     key: PRNGKeyArray,
 ) -> Ids:
-    """Puts the mask in place of random tokens, `ratio` of each document, rounded.
+    """Replaces random tokens by the mask.
 
-    **Raises** `ValueError` if the ratio lies outside [0, 1].
+    **Arguments:**
+
+    - `input_ids`: rows of ids, padded on the right.
+    - `config`: says which ids are `<s>`, `</s>` and padding.
+    - `mask_token_id`: the mask.
+    - `ratio`: the share of each document that is replaced, rounded to whole tokens.
+    - `key`: to draw them.
+
+    **Raises** `ValueError` if the ratio lies outside [0, 1], if there is padding before
+    tokens, or if the config has no `pad_token_id`.
+
+    Source: Lewis et al. 2019 (arXiv:1910.13461), section 2.2.
     """
     ids, inside = _documents(input_ids, config)
     chosen = _random_subset(inside, _share(inside, ratio), _generator(key))
@@ -44,9 +55,16 @@ def token_deletion(
     ratio: float = 0.15,
     key: PRNGKeyArray,
 ) -> Ids:
-    """Deletes random tokens, `ratio` of each document, rounded.
+    """Deletes random tokens.
 
-    **Raises** `ValueError` if the ratio lies outside [0, 1].
+    **Arguments:**
+
+    - `ratio`: the share of each document that is deleted, rounded to whole tokens.
+    - `input_ids`, `config`, `key`: as in `token_masking`.
+
+    **Raises** as `token_masking` does.
+
+    Source: Lewis et al. 2019 (arXiv:1910.13461), section 2.2.
     """
     ids, inside = _documents(input_ids, config)
     deleted = _random_subset(inside, _share(inside, ratio), _generator(key))
@@ -64,15 +82,23 @@ def text_infilling(
     poisson_lambda: float = 3.0,
     key: PRNGKeyArray,
 ) -> Integer[np.ndarray, "batch noised"]:
-    """Puts one mask in place of each of several spans of tokens, together `ratio` of the
-    document, rounded.
+    """Replaces random spans of tokens by one mask each.
 
-    Spans are as long as a Poisson distribution says, the last is cut to fit, and they lie
-    anywhere, but do not overlap. Those of length 0 are masks put between tokens. With many
-    of them a row grows, and the array with it.
+    The lengths of spans are drawn from a Poisson distribution, and the last one is cut to
+    fit. Spans lie anywhere, but do not overlap. One of length 0 puts a mask between two
+    tokens. With many of these a row grows, and the array with it.
 
-    **Raises** `ValueError` if the ratio lies outside [0, 1] or `poisson_lambda` is not
+    **Arguments:**
+
+    - `ratio`: the share of each document that the spans cover together, rounded to whole
+        tokens.
+    - `poisson_lambda`: the mean length of a span, in tokens.
+    - `input_ids`, `config`, `mask_token_id`, `key`: as in `token_masking`.
+
+    **Raises** as `token_masking` does, and `ValueError` if `poisson_lambda` is not
     positive.
+
+    Source: Lewis et al. 2019 (arXiv:1910.13461), section 2.2.
     """
     if poisson_lambda <= 0:
         raise ValueError(f"poisson_lambda must be positive; it is {poisson_lambda}.")
@@ -104,8 +130,18 @@ def sentence_permutation(
     full_stop_ids: tuple[int, ...],
     key: PRNGKeyArray,
 ) -> Ids:
-    """Shuffles the sentences of each document, which end with a token of `full_stop_ids`,
-    or with the document."""
+    """Shuffles the sentences of each document.
+
+    **Arguments:**
+
+    - `full_stop_ids`: the tokens that end a sentence. The end of the document does too.
+    - `input_ids`, `config`, `key`: as in `token_masking`.
+
+    **Raises** `ValueError` if there is padding before tokens, or if the config has no
+    `pad_token_id`.
+
+    Source: Lewis et al. 2019 (arXiv:1910.13461), section 2.2.
+    """
     ids, inside = _documents(input_ids, config)
     ends = np.isin(ids, full_stop_ids) & inside
     sentence = np.cumsum(ends, axis=1) - ends
@@ -119,7 +155,17 @@ def document_rotation(
     *,
     key: PRNGKeyArray,
 ) -> Ids:
-    """Lets each document begin with a random one of its tokens, and go round."""
+    """Rotates each document, so that it begins with a random one of its tokens.
+
+    **Arguments:**
+
+    - `input_ids`, `config`, `key`: as in `token_masking`.
+
+    **Raises** `ValueError` if there is padding before tokens, or if the config has no
+    `pad_token_id`.
+
+    Source: Lewis et al. 2019 (arXiv:1910.13461), section 2.2.
+    """
     ids, inside = _documents(input_ids, config)
     start = _generator(key).random((len(ids), 1)) * inside.sum(1, keepdims=True)
     place = np.cumsum(inside, axis=1) - 1
@@ -133,7 +179,7 @@ def _generator(key: PRNGKeyArray) -> np.random.Generator:
 def _documents(
     input_ids: Integer[ArrayLike, "batch length"], config: BartConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The ids, and where each row has its document.
+    """The ids, and which of them belong to each row's document.
 
     **Raises** `ValueError` if there is padding before or between tokens.
     """
@@ -158,7 +204,7 @@ def _padding(config: BartConfig, ids: np.ndarray) -> np.integer:
 
 
 def _share(inside: np.ndarray, ratio: float) -> np.ndarray:
-    """How many tokens of each document are `ratio` of it."""
+    """How many tokens `ratio` of each document is."""
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio must lie in [0, 1]; it is {ratio}.")
     return np.rint(inside.sum(1) * ratio).astype(np.int64)
@@ -167,7 +213,7 @@ def _share(inside: np.ndarray, ratio: float) -> np.ndarray:
 def _random_subset(
     among: np.ndarray, counts: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Of each row's True entries, a random few: as many as `counts` says."""
+    """A random subset of each row's True entries, of the size that `counts` says."""
     draws = np.where(among, rng.random(among.shape), np.inf)
     ranks = np.argsort(np.argsort(draws, axis=1), axis=1)
     return ranks < counts[:, None]
@@ -185,7 +231,7 @@ def _spans(
     before = np.cumsum(lengths, axis=1) - lengths
     left = np.maximum(totals[:, None] - before, 0)
     is_span = left > 0
-    # The last one is cut, and comes anywhere.
+    # The last span is cut; then all are shuffled.
     order = np.argsort(np.where(is_span, rng.random(left.shape), np.inf), axis=1)
     return np.take_along_axis(np.minimum(lengths, left), order, 1), is_span
 

@@ -1,4 +1,4 @@
-"""What training wants of a model: what is trained, in which precision, at what memory."""
+"""How a model is trained: which parameters, in which precision, with how much memory."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -27,22 +27,24 @@ def trainable(
     """Which leaves of `model` to train: a filter for `eqx.partition`, `eqx.filter` and
     `optax.masked`.
 
-    All arrays of floats are, which leaves out buffers such as `final_logits_bias`. Of a
-    model with adapters these alone, and a classification or question-answering head; see
-    `lora`.
+    These are all arrays of floats, which leaves out buffers such as `final_logits_bias`. In
+    a model with adapters, they are only the adapters, and a classification or
+    question-answering head; see `lora`.
 
     **Arguments:**
 
-    - `freeze_embeds`: not the tables of tokens and positions, nor a head tied to them.
-    - `freeze_encoder`: not the encoder; a table of tokens that it shares with the decoder
-        is trained.
+    - `freeze_embeds`: do not train the tables of tokens and positions, nor a head tied to
+        them.
+    - `freeze_encoder`: do not train the encoder. A table of tokens that it shares with the
+        decoder is still trained.
 
     Encoders and embeddings are found by their types, wherever they are in `model`.
 
-    **Returns** a pytree of booleans with the structure of `model`. The names of the
-    arguments are those of HF's examples for sequence-to-sequence models.
+    **Returns** a pytree of booleans with the structure of `model`.
 
-    **Raises** `ValueError` if there is nothing of what is to be frozen.
+    **Raises** `ValueError` if `model` does not have what is to be frozen.
+
+    Source: HF's examples for sequence-to-sequence models, for the arguments' names.
     """
     kinds: list[tuple[type, ...]] = []
     if freeze_embeds:
@@ -71,8 +73,8 @@ def trainable(
 
 
 def _is_beside_weights(way: list[tuple[Any, Any]]) -> bool:
-    """Whether the array at the end of this way, in a model with adapters, belongs to one of
-    them, or to what is neither of the trunk nor a language-modelling head."""
+    """Whether, in a model with adapters, the array at the end of this path is trained: it
+    belongs to an adapter, or to neither the trunk nor a language-modelling head."""
     if isinstance(way[-1][0], LowRankLinear):
         return True
     return not any(
@@ -85,13 +87,13 @@ def _is_beside_weights(way: list[tuple[Any, Any]]) -> bool:
 def cast(model: ModuleT, dtype: Any) -> ModuleT:
     """`model` with its floats in another dtype.
 
-    For mixed precision, cast within the function that is differentiated: the gradients
-    come out in the dtype of the model that is cast, float32 say, which the optimiser
-    updates. Products are summed, and softmax, layer norm and the loss computed, in
-    float32 whatever the dtype. bfloat16 has float32's range and needs no loss scale. In
-    half precision, derivatives are taken in reverse mode: `jax.grad`, not `jax.jvp`.
+    For mixed precision, cast inside the function that is differentiated. The gradients then
+    have the dtype of the model before the cast, such as float32, which the optimiser
+    updates. Sums of products, softmax, layer norm and the loss are computed in float32
+    whatever the dtype. bfloat16 has float32's range and needs no loss scale. In half
+    precision, derivatives are taken in reverse mode: `jax.grad`, not `jax.jvp`.
 
-    **Raises** `ValueError` if `dtype` is no floating dtype.
+    **Raises** `ValueError` if `dtype` is not a floating dtype.
     """
     dtype = jnp.dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -107,16 +109,16 @@ def gradient_checkpointing(
     *,
     policy: Callable[..., Any] | None = None,
 ) -> ModuleT:
-    """`model`, keeping less in memory for the gradient: of each layer its input alone.
+    """`model`, keeping less in memory for the gradient: only the input of each layer.
 
-    The rest is computed again when the gradient is taken, for about a third more time. On a
-    CPU, XLA begins that at once, for the sake of concurrency, and nothing is saved, unless
-    the program is compiled with `compiler_options={"xla_cpu_scheduler_type":
+    The rest is computed again when the gradient is taken, which takes about a third more
+    time. On a CPU, XLA computes it again too early, for concurrency, and no memory is
+    saved, unless the program is compiled with `compiler_options={"xla_cpu_scheduler_type":
     "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}`, which `jax.jit` and `eqx.filter_jit` take.
 
     **Arguments:**
 
-    - `value`: whether to do so, as in `eqx.nn.inference_mode`.
+    - `value`: whether to turn this on or off, as in `eqx.nn.inference_mode`.
     - `policy`: what else to keep; see `jax.checkpoint_policies`.
 
     Source: Chen et al. 2016 (arXiv:1604.06174); HF's `gradient_checkpointing_enable`.

@@ -35,20 +35,21 @@ _TASK_TYPES = {
     "BartForSequenceClassification": "SEQ_CLS",
     "BartModel": "FEATURE_EXTRACTION",
 }
-# Settings of PEFT under which its adapters compute something else, unless they are so.
+# Settings of PEFT with which its adapters compute something else at any other value.
 _NEUTRAL = {"peft_type": "LORA", "use_dora": False, "fan_in_fan_out": False}
 
 
 def save_lora(
     model: eqx.Module, directory: str | Path, *, base_model_name_or_path: str | None = None
 ) -> None:
-    """Writes the adapters, and a classification or question-answering head, as HF's PEFT
-    does, which reads them: `adapter_config.json` and `adapter_model.safetensors`.
+    """Writes the adapters, and a classification or question-answering head, so that HF's
+    PEFT can read them: `adapter_config.json` and `adapter_model.safetensors`.
 
-    They take the place of older ones as a whole, as in `save_pretrained`.
+    Older adapters are replaced as a whole, as in `save_pretrained`.
 
     **Arguments:**
 
+    - `directory`: where the files go, which is made if needed.
     - `base_model_name_or_path`: where the model came from, for PEFT's readers.
 
     **Raises** `ValueError` if there are no adapters, `OSError` if they cannot be written.
@@ -75,8 +76,8 @@ def save_lora(
 
 
 def load_lora(model: ModelT, directory: str | Path) -> ModelT:
-    """`model`, without adapters so far, with those that `save_lora` or HF's PEFT wrote to
-    a directory, and with the heads that are there.
+    """`model` with the adapters, and the head if there is one, that `save_lora` or HF's
+    PEFT wrote to `directory`.
 
     **Raises** `ValueError` if the model has adapters already, `FileNotFoundError` if there
     is no config, `CheckpointError` if a file is malformed, does not fit the model, or has
@@ -128,7 +129,7 @@ def _with_heads(model: ModelT, tensors: Mapping[str, StoredTensor]) -> ModelT:
 
 
 def _read(directory: Path) -> dict[str, StoredTensor]:
-    """The tensors of the adapters in `directory`, by the names that arrays have here."""
+    """The tensors of the adapters in `directory`, by this library's names."""
     for format_ in FORMATS:
         for suffix in format_.suffixes:
             file = directory / (_WEIGHTS + suffix)
@@ -162,8 +163,8 @@ def _adapter(
 
 
 def _alpha(config: Mapping[str, Any], name: str) -> float:
-    """The scale of an adapter. PEFT's patterns are regular expressions, which a file had
-    better not bring: those that are no names, or their ends, are refused."""
+    """The scale of an adapter. PEFT's patterns are regular expressions, which are not safe
+    to take from a file: those that are not names, or ends of names, are refused."""
     alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern") or {}
     is_dict = isinstance(patterns, dict)
     if not is_dict or not all(re.fullmatch(r"[\w.]+", name) for name in patterns):
@@ -175,7 +176,7 @@ def _alpha(config: Mapping[str, Any], name: str) -> float:
 
 
 def _scales(adapters: Mapping[str, LowRankLinear]) -> dict[str, Any]:
-    """The ranks and alphas of adapters, as PEFT's config has them."""
+    """The ranks and alphas of adapters, as in PEFT's config."""
     ranks = {name: adapter.lora_A.shape[1] for name, adapter in adapters.items()}
     alphas = {name: x.scaling * ranks[name] for name, x in adapters.items()}
     (rank, *_), (alpha, *_) = ranks.values(), alphas.values()
@@ -188,5 +189,5 @@ def _scales(adapters: Mapping[str, LowRankLinear]) -> dict[str, Any]:
 
 
 def _is_saved(name: str) -> bool:
-    """Whether the array of this canonical name is that of an adapter, or of a head."""
+    """Whether the array of this canonical name belongs to an adapter, or to a head."""
     return re.search(r"\.lora_[AB]$", name) is not None or _HEAD.fullmatch(name) is not None
