@@ -1,8 +1,8 @@
 """Reading `flax_model.msgpack`, which HF's Flax BART wrote.
 
 The file is a map of maps of arrays, in msgpack. An array is an extension, which holds its
-shape, the name of its dtype and its elements; one too long for that is a map that holds
-its shape and its chunks.
+shape, the name of its dtype and its elements. An array that is too long for that is a map
+with its shape and its chunks.
 
 Sources: the specification of msgpack, https://github.com/msgpack/msgpack; Flax's
 `flax/serialization.py`, https://github.com/google/flax.
@@ -28,11 +28,11 @@ _DTYPES = {
 _ARRAY = 1  # the type of the extension
 _CHUNKED = "__msgpack_chunked_array__"
 
-# No limits to a BART, but to the memory and the stack that a hostile file can take.
+# No BART reaches these limits on the memory and the stack that a hostile file can take.
 _MAX_ENTRIES = 2**13
 _MAX_DEPTH = 10
 
-# The kinds of values whose length, or value, is in so many bytes after the first one.
+# The kinds of values, by first byte, and how many bytes their length, or value, takes.
 _KINDS = {
     first + i: (kind, width)
     for kind, first, widths in (
@@ -63,7 +63,7 @@ def read_flax(file: Path) -> dict[str, StoredTensor]:
 
 
 def flax_name(name: str) -> str:
-    """PyTorch's name for what Flax, and the index of shards, calls `name`."""
+    """PyTorch's name of a tensor, from its name in Flax or in the index of shards."""
     *path, leaf = name.split("/")
     is_weight = leaf in ("embedding", "kernel", "scale")
     return ".".join([*path, "weight" if is_weight else leaf])
@@ -71,7 +71,7 @@ def flax_name(name: str) -> str:
 
 @no_type_check  # at run time, when it would take most of the time
 class _Reader:
-    """Reads a file, but for the elements of its arrays. `path` says where it stands."""
+    """Reads a file, except the elements of its arrays. `path` has the current keys."""
 
     def __init__(self, file: Path, handle: BinaryIO):
         self.path: list[str] = []
@@ -123,7 +123,7 @@ class _Reader:
             self.path.pop()
 
     def _chunked(self, keys: Iterator[str]) -> StoredTensor:
-        """An array in chunks, which are flat, of what is left of its map."""
+        """An array in chunks, which are flat, from the rest of its map."""
         shape = tuple(self._numbered(keys, "shape", "an integer"))
         numbers = self._numbered(keys, "chunks", "an extension")
         chunks = [self._array(number) for number in numbers]
@@ -133,7 +133,7 @@ class _Reader:
         return self._stored([chunk.spans[0] for chunk in chunks], dtypes.pop(), shape)
 
     def _numbered(self, keys: Iterator[str], key: str, kind: str) -> Iterator[int]:
-        """The heads of a former tuple's entries, of which Flax made a map."""
+        """The heads of the entries of a tuple, which Flax stores as a map."""
         if next(keys, None) != key:
             raise CheckpointError(f"there is no {key} where it should be")
         for i, index in enumerate(self._keys(self._expect("a map"))):
@@ -179,16 +179,16 @@ class _Reader:
             raise CheckpointError(f"the string {text!r} is not UTF-8") from error
 
     def _expect(self, expected: str) -> int:
-        """The number in the head of the next value, which is to be of this kind."""
+        """The number in the head of the next value, which must be of this kind."""
         kind, number = self._head()
         if kind != expected:
             raise CheckpointError(f"there is {kind} where {expected} should be")
         return number
 
     def _head(self) -> tuple[str, int]:
-        """The kind of the next value, and its length, or itself if it is an integer.
+        """The kind of the next value; and its length, or its value if it is an integer.
 
-        Only what Flax writes for a BART, in which strings and lists are short.
+        Only for what Flax writes for a BART, where strings and lists are short.
         """
         first = self._integer(1)
         if first < 0x80:
@@ -217,7 +217,10 @@ class _Reader:
 
 
 def transposed(kernel: StoredTensor) -> StoredTensor:
-    """A kernel, which is `[in, out]`, as PyTorch's weight, which is `[out, in]`."""
+    """A kernel, `[in, out]`, as PyTorch's weight, `[out, in]`.
+
+    **Raises** `CheckpointError` if it is not a matrix.
+    """
     if len(kernel.shape) != 2:
         raise CheckpointError(f"the kernel has the shape {list(kernel.shape)}")
     num_in, num_out = kernel.shape

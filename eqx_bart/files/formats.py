@@ -19,10 +19,13 @@ INDEX_SUFFIX = ".index.json"
 class Format:
     """A file format.
 
-    - `weights`: what HF calls the file; with `INDEX_SUFFIX` the index of its shards.
+    **Fields:**
+
+    - `title`: its name, for users.
+    - `weights`: HF's name of the file; with `INDEX_SUFFIX`, of the index of its shards.
     - `suffixes`: how the names of such files end.
     - `read`: reads a file's tensors, by PyTorch's names and with PyTorch's shapes.
-    - `name`: PyTorch's name for the name of a tensor in an index.
+    - `name`: PyTorch's name of a tensor, from its name in an index.
     """
 
     title: str
@@ -46,7 +49,7 @@ FORMATS = (
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Where the weights of a checkpoint are: in `file`, or in the shards it lists."""
+    """Where the weights of a checkpoint are: in `file`, or in the shards that it lists."""
 
     file: Path
     format: Format
@@ -58,8 +61,8 @@ class Weights:
     def read(self) -> dict[str, StoredTensor]:
         """The tensors, by PyTorch's names.
 
-        **Raises** `CheckpointError` if a file is malformed, or if they do not fit
-        together.
+        **Raises** `CheckpointError` if a file is malformed, or if the shards and their
+        index disagree.
         """
         return self._read_shards() if self.is_index else self.format.read(self.file)
 
@@ -78,7 +81,8 @@ class Weights:
 
 
 def find_weights(path: Path) -> Weights:
-    """The weights at `path`: a directory's, by the order of `FORMATS`, or a file.
+    """The weights at `path`: those of a directory, in the first of the `FORMATS` that it
+    has; or a file.
 
     **Raises** `CheckpointError` if there are none.
     """
@@ -105,7 +109,7 @@ def find_weights(path: Path) -> Weights:
 def shards(index: Path) -> dict[str, list[str]]:
     """The names of the tensors in each shard that `index` lists.
 
-    **Raises** `CheckpointError` if it is no index.
+    **Raises** `CheckpointError` if it is not an index.
     """
     weight_map = read_json(index, index.name).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -122,8 +126,8 @@ def shards(index: Path) -> dict[str, list[str]]:
 
 
 def _beside(index: Path, shard: str) -> Path:
-    """The shard's path. A link may lead to a neighbour or, in the cache of the hub, to
-    the blobs of the model or of all models, and nowhere else."""
+    """The shard's path. A link may only lead to a file next to it or, in the cache of the
+    hub, to the blobs of the model or of all models."""
     directory, file = index.parent.resolve(), index.parent / shard
     allowed = {directory, *(parent / "blobs" for parent in directory.parents[1:3])}
     if not file.is_file() or allowed.isdisjoint(file.resolve().parents[:2]):

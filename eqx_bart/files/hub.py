@@ -1,7 +1,7 @@
 """Where a checkpoint comes from: this machine, or the Hugging Face hub.
 
-`huggingface_hub` is imported where it is used, because it settles its environment
-variables when it is imported.
+`huggingface_hub` is imported where it is used, because it reads its environment variables
+when it is imported.
 """
 
 import dataclasses
@@ -14,18 +14,20 @@ from .errors import CheckpointError
 from .formats import FORMATS, shards
 
 
-# Whatever ends like this is a file, not a model on the hub.
+# A name that ends like this is a file's, not that of a model on the hub.
 _SUFFIXES = (".json", *(suffix for format_ in FORMATS for suffix in format_.suffixes))
 
 
 class HubOptions(TypedDict, total=False):
-    """How the Hugging Face hub is asked, as `huggingface_hub.hf_hub_download` is. It is not
-    asked for what is on this machine.
+    """The options of `huggingface_hub.hf_hub_download` for a model on the Hugging Face hub.
+    For files on this machine they have no effect.
+
+    **Fields:**
 
     - `revision`: the branch, tag or commit; `main` by default.
     - `token`: the hub's token; by default that of `HF_TOKEN` or of `hf auth login`.
     - `cache_dir`: the cache; that of `huggingface_hub` by default.
-    - `local_files_only`: whether to do with what is in the cache, as `HF_HUB_OFFLINE` does.
+    - `local_files_only`: whether to use only the cache, as `HF_HUB_OFFLINE` does.
     """
 
     revision: str | None
@@ -35,7 +37,7 @@ class HubOptions(TypedDict, total=False):
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[HubOptions, dict[str, Any]]:
-    """Those of the keyword arguments that are for the hub, and the others."""
+    """The keyword arguments that are for the hub, and the others."""
     hub = {k: v for k, v in options.items() if k in HubOptions.__annotations__}
     others = {k: v for k, v in options.items() if k not in hub}
     return cast("HubOptions", hub), others
@@ -44,18 +46,18 @@ def split_options(options: Mapping[str, Any]) -> tuple[HubOptions, dict[str, Any
 def locate(path: str | Path, *, weights: bool, **hub: Unpack[HubOptions]) -> Path:
     """The directory or file at `path`, or a directory with the model of that name.
 
-    From the hub come `config.json`, `generation_config.json` if there is one, and weights
-    in the first of the `FORMATS` that there is: all of the same commit, and only what
-    the cache of `huggingface_hub` lacks.
+    The hub provides `config.json`, `generation_config.json` if there is one, and weights in
+    the first of the `FORMATS` that it has. All are of the same commit, and only what the
+    cache of `huggingface_hub` lacks is downloaded.
 
     **Arguments:**
 
-    - `path`: what is on this machine or, as a string, the name of a model on the hub.
+    - `path`: a path on this machine or, as a string, the name of a model on the hub.
     - `weights`: whether weights are wanted.
     - `hub`: see `HubOptions`.
 
     **Raises** `TypeError` if there is no such option; `CheckpointError` if there is nothing
-    of that name, or not all of it can be had.
+    of that name, or if not all of it can be downloaded.
     """
     if unknown := split_options(hub)[1]:
         raise TypeError(f"from_pretrained has no argument {', '.join(unknown)}.")
@@ -71,7 +73,7 @@ def locate(path: str | Path, *, weights: bool, **hub: Unpack[HubOptions]) -> Pat
     offline = hub.get("local_files_only", False) or is_offline_mode()
     model = _HubModel(path, {**hub, "local_files_only": offline})
     directory = model.get("config.json").parent
-    # Its name is the commit. Someone may push another before the last file is here.
+    # Its name is the commit. Another may be pushed before the last file is downloaded.
     pinned: HubOptions = {"revision": directory.name, "cache_dir": directory.parents[2]}
     model = _HubModel(path, {**model.options, **pinned})
     model.find("generation_config.json")
@@ -92,7 +94,7 @@ def _may_be_on_hub(path: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _HubModel:
-    """A model on the hub, or what the cache has of it if `local_files_only`."""
+    """A model on the hub; with `local_files_only`, what the cache has of it."""
 
     name: str
     options: HubOptions
@@ -105,7 +107,10 @@ class _HubModel:
         return self.options.get("local_files_only", False)
 
     def get_weights(self) -> None:
-        """Gets the file or the shards of the first format that there is."""
+        """Gets the file or the shards of the first format that the model has.
+
+        **Raises** `CheckpointError` if it has none, or if they cannot be downloaded.
+        """
         for format_ in FORMATS:
             if self.find(format_.weights):
                 return
@@ -120,9 +125,9 @@ class _HubModel:
         )
 
     def find(self, file: str) -> Path | None:
-        """The file, or none if there is none; `revision` must be a commit.
+        """The file, or `None` if the model has no such file; `revision` must be a commit.
 
-        **Raises** `CheckpointError` if that cannot be told.
+        **Raises** `CheckpointError` if that cannot be found out.
         """
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
@@ -144,7 +149,7 @@ class _HubModel:
             raise
 
     def get(self, file: str) -> Path:
-        """The file. **Raises** `CheckpointError`, from whatever went wrong."""
+        """The file. **Raises** `CheckpointError`, from the error of `huggingface_hub`."""
         from huggingface_hub import hf_hub_download
 
         try:
@@ -156,7 +161,7 @@ class _HubModel:
             ) from error
 
     def _explain(self, error: BaseException) -> str:
-        """What happened, and what to do."""
+        """What happened, and what the user can do."""
         from huggingface_hub import errors
 
         text = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(" .:") + "."

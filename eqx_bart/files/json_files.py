@@ -10,12 +10,12 @@ from typing import Any
 from .errors import CheckpointError
 
 
-# The largest known, of checkpoints with thousands of tensors, have less than a tenth.
+# The largest known files, of thousands of tensors, are less than a tenth of this.
 _MAX_BYTES = 16 * 2**20
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
-    """Reads the JSON object at `path`, or at `path / name` if that is a directory.
+    """Reads the JSON object at `path`, or at `path / name` if `path` is a directory.
 
     **Raises** `FileNotFoundError` if there is no such file, and `CheckpointError` if it is
     not a JSON object, names a key twice, or is absurdly large.
@@ -37,9 +37,10 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
 
 
 def parse_json(text: bytes) -> Any:
-    """The value of UTF-8 JSON in which no object has a key twice.
+    """The value of JSON in UTF-8.
 
-    **Raises** `ValueError`, or `RecursionError` for what is nested too deeply.
+    **Raises** `ValueError` if it is malformed or an object has a key twice, or
+    `RecursionError` if it is nested too deeply.
     """
     return json.loads(text.decode(), object_pairs_hook=_unique)
 
@@ -54,7 +55,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_json(directory: Path, name: str, values: Mapping[str, Any]) -> None:
-    """Writes `values` to `directory / name`, in one step; makes `directory` if need be."""
+    """Writes `values` to `directory / name`, in one step; makes `directory` if needed."""
     text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     directory.mkdir(parents=True, exist_ok=True)
     beside = directory / f".{name}.{secrets.token_hex(4)}"

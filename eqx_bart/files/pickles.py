@@ -1,7 +1,7 @@
-"""Pickles as data: an interpreter that imports nothing, and calls what a table allows.
+"""Pickles as data: an interpreter that imports nothing, and calls only what a table allows.
 
-Source: `pickletools` of the standard library, which describes the opcodes. Here are those
-that Python 3 writes, in protocols 2 to 5, for dicts of tensors and plain values.
+Source: `pickletools` of the standard library, which describes the opcodes. This file has
+those that Python 3 writes, in protocols 2 to 5, for dicts of tensors and plain values.
 """
 
 import io
@@ -13,17 +13,20 @@ from typing import Any, no_type_check
 def unpickle(
     stream: io.BytesIO, names: Mapping[str, Any], persistent: Callable[[Any], Any]
 ) -> Any:
-    """The value of the pickle at which `stream` stands, which is read up to its end.
+    """The value of a pickle.
+
+    It may be nested, and shared, without end: do not compare, hash or print what may be a
+    container.
 
     **Arguments:**
 
-    - `names`: what the pickle may name, as `module.name`. What can be called among it is
-        called with whatever the pickle says.
+    - `stream`: where the pickle begins; it is read up to the pickle's end.
+    - `names`: what the pickle may name, as `module.name`. The callables among them are
+        called with any arguments that the pickle gives.
     - `persistent`: gives the value of a persistent id, which may be anything.
 
-    **Raises** `ValueError` if it is malformed, `TypeError` for a call with too many or too
-    few arguments, and what is raised by what it calls. Its values may be nested, and
-    shared, without end: neither compare, hash nor print what may be a container.
+    **Raises** `ValueError` if the pickle is malformed, `TypeError` for a call with too many
+    or too few arguments, and what the callables raise.
     """
     machine = _Machine(names, persistent)
     while (code := stream.read(1)) != b".":
@@ -38,7 +41,7 @@ def unpickle(
     return machine.pop(1)[0]
 
 
-@no_type_check  # at every call, that is: it would take ten times as long
+@no_type_check  # a check at every call would take ten times as long
 class _Machine:
     def __init__(self, names: Mapping[str, Any], persistent: Callable[[Any], Any]):
         self.names = names
@@ -110,7 +113,7 @@ class _Machine:
         self.push(function(*arguments))
 
     def build(self) -> None:
-        """Forgets the attributes of a dict, such as the `_metadata` of a state dict."""
+        """Drops the attributes of a dict, such as the `_metadata` of a state dict."""
         self.pop(1)
         self.top(dict)
 
@@ -154,7 +157,7 @@ _STEPS: dict[str, _Step] = {
     "BINPERSID": lambda m, _: m.push(m.persistent(*m.pop(1))),
 }
 
-# What reads the argument of an opcode, and what the opcode does.
+# For each opcode, the function that reads its argument, and what the opcode does.
 _OPCODES: dict[bytes, tuple[Callable[[Any], Any], _Step]] = {
     opcode.code.encode("latin-1"): (
         opcode.arg.reader if opcode.arg else lambda _: None,

@@ -1,7 +1,7 @@
 """Reading `pytorch_model.bin`, which PyTorch pickled, without PyTorch and `pickle`.
 
-Source: `torch.save`, which writes a zip file since PyTorch 1.6, and before that wrote
-pickles followed by the bytes of all storages.
+Source: `torch.save`. Since PyTorch 1.6 it writes a zip file; before that, it wrote pickles
+followed by the bytes of all storages.
 """
 
 import io
@@ -21,10 +21,10 @@ from .tensors import StoredTensor
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
-# Of what describes the tensors: ten times as much as the largest BART has.
+# The limit on what describes the tensors: ten times as much as the largest BART has.
 _MAX_BYTES = 2**20
 
-_MAX_DIMS, _MAX_SIZE = 64, 2**48  # within NumPy's
+_MAX_DIMS, _MAX_SIZE = 64, 2**48  # within NumPy's limits
 
 # What a malformed file may raise here, in zipfile, or where the pickle calls a function.
 _MALFORMED = (
@@ -37,10 +37,10 @@ _MALFORMED = (
 
 
 def read_pytorch(file: Path) -> dict[str, StoredTensor]:
-    """The tensors in `file`, by name, if it holds a dict of them.
+    """The tensors in `file`, by name.
 
-    **Raises** `CheckpointError` if it is malformed, or its pickle calls for more than a
-    dict of tensors needs.
+    **Raises** `CheckpointError` if it is malformed, does not hold a dict of tensors, or its
+    pickle calls for more than such a dict needs.
     """
     try:
         with _Reader(file.open("rb", buffering=0)) as reader:
@@ -52,7 +52,7 @@ def read_pytorch(file: Path) -> dict[str, StoredTensor]:
 
 
 class _Reader(io.BufferedReader):
-    """A file that does not read absurdly much at once, which `zipfile` may ask for."""
+    """A file that refuses to read absurdly much at once, which `zipfile` may ask for."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _MAX_BYTES:
@@ -88,7 +88,7 @@ def _stored(file: Path, tensor: Any, offsets: dict[str, int]) -> StoredTensor:
         raise ValueError(f"there is no storage {storage.key!r}")
     if 0 in shape:
         return StoredTensor(file, (), storage.dtype, shape)
-    # The stride of a dimension of one element means nothing, and may be anything.
+    # The stride of a dimension of one element has no meaning, and may be anything.
     steps = [(n - 1, s if n > 1 else 0) for n, s in zip(shape, tensor.strides, strict=True)]
     extent = 1 + sum(count * stride for count, stride in steps)
     if tensor.first + extent > storage.length:
@@ -134,7 +134,7 @@ def _read_zip(reader: _Reader) -> tuple[Any, dict[str, int]]:
 
 
 def _place(reader: _Reader, entry: zipfile.ZipInfo) -> tuple[int, int]:
-    """The offset and the size of what an entry holds."""
+    """The offset and the size of an entry's contents, in bytes."""
     is_stored = entry.compress_type == zipfile.ZIP_STORED
     if not is_stored or entry.compress_size != entry.file_size:
         raise ValueError(f"{entry.filename} is compressed, which torch.save never does")
@@ -204,7 +204,7 @@ class _Tensor(NamedTuple):
 
 
 def _unpickle(stream: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
-    """What is pickled, and the storages it refers to, by key."""
+    """What is pickled, and the storages that it refers to, by key."""
     storages: dict[str, _Storage] = {}
 
     @no_type_check

@@ -77,10 +77,12 @@ def _stored(file: Path, start: int, name: str, entry: Mapping[str, Any]) -> Stor
 def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes `tensors` to `file`, with the metadata that HF's readers look for.
 
-    The format's own library wants all of them contiguous at once: a second model in memory.
-    This takes one tensor at a time.
+    The format's own library needs a contiguous copy of all of them at once: a second model
+    in memory. This copies one tensor at a time.
+
+    **Raises** `CheckpointError` if the format does not have a tensor's dtype.
     """
-    # The widest first, so that all are aligned.
+    # The widest dtypes first, so that all tensors are aligned.
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -1,4 +1,4 @@
-"""A tensor as it lies in a file, whatever the format of the file."""
+"""A tensor in a file of any format."""
 
 import dataclasses
 import math
@@ -9,16 +9,16 @@ import numpy as np
 from .errors import CheckpointError
 
 
-# What JAX wants of a buffer that it takes over without copying.
+# The alignment that a buffer needs for JAX to use it without copying, in bytes.
 _ALIGNMENT = 64
 
-# Of a shape, which NumPy refuses from 2**63 on, even where there are no elements.
+# The limit on a shape's entries. NumPy refuses 2**63, even if there are no elements.
 _MAX_SIZE = 2**48
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file, which `load` reads. Nothing of it is read before.
+    """A tensor in a file. `load` reads it; nothing of it is read before.
 
     **Fields:**
 
@@ -26,11 +26,11 @@ class StoredTensor:
     - `spans`: offset and size in bytes of the pieces of the file that, joined, hold the
         elements; little-endian, not compressed, and inside the file.
     - `dtype`: the dtype of the elements.
-    - `shape`: the shape, which PyTorch's tensor of this name has.
-    - `strides`: in elements; row-major where it is `None`.
+    - `shape`: the shape of PyTorch's tensor of this name.
+    - `strides`: in elements; `None` for row-major.
 
-    **Raises** `CheckpointError` unless the strides stay inside the spans, and there is an
-    element of its own for each entry.
+    **Raises** `CheckpointError` if the strides lead outside the spans, or if there are
+    fewer elements than the shape has.
     """
 
     file: Path
@@ -61,7 +61,7 @@ class StoredTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def load(self) -> np.ndarray:
-        """The tensor, in memory of its own.
+        """The tensor, in newly allocated memory.
 
         **Raises** `CheckpointError` if the file ends before the tensor does.
         """

@@ -1,4 +1,4 @@
-"""Writing a checkpoint: its shards, and how it takes the place of another."""
+"""Writing a checkpoint: its shards, and how it replaces another."""
 
 import contextlib
 import ctypes
@@ -24,21 +24,23 @@ _WEIGHTS = "model.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """The files that are written, and take the place of older ones, as a whole.
+    """The files of a checkpoint, which are written, and replace older ones, as a whole.
 
-    - `config`: the one without which nothing loads.
-    - `pattern`: what their names match. All else in a directory stays as it is.
+    **Fields:**
+
+    - `config`: the name of the file without which nothing loads.
+    - `pattern`: what their names match. All other files in a directory stay.
     """
 
     config: str
     pattern: re.Pattern[str]
 
     def of(self, directory: Path) -> list[Path]:
-        """Those in `directory`."""
+        """The checkpoint's files in `directory`."""
         return [x for x in directory.iterdir() if self.pattern.fullmatch(x.name)]
 
     def others(self, directory: Path) -> list[Path]:
-        """What else is in `directory`."""
+        """The other files in `directory`."""
         return [x for x in directory.iterdir() if not self.pattern.fullmatch(x.name)]
 
 
@@ -54,7 +56,10 @@ _EXCHANGE = {"linux": "renameat2", "darwin": "renameatx_np"}
 
 
 def num_bytes(size: int | str) -> int:
-    """A size as HF spells it, in bytes. **Raises** `ValueError` if it is no such thing."""
+    """A size in bytes, from such a number or from HF's notation, such as `"5GB"`.
+
+    **Raises** `ValueError` if it is neither, or less than 1.
+    """
     match = re.fullmatch(r"(\d+\.?\d*) ?([KMGT])(I?)B", str(size).strip().upper())
     if match:
         number, unit, binary = match.groups()
@@ -77,7 +82,13 @@ def write_weights(
     max_shard_size: int,
     num_parameters: int,
 ) -> None:
-    """Writes `tensors` to one file, or to shards and their index, as HF does."""
+    """Writes `tensors` to one file, or to shards and their index, as HF does.
+
+    **Arguments:**
+
+    - `max_shard_size`: in bytes; only a tensor that alone is larger has a larger file.
+    - `num_parameters`: of the model, for the index.
+    """
     from huggingface_hub import split_state_dict_into_shards_factory
 
     shards = split_state_dict_into_shards_factory(
@@ -99,18 +110,18 @@ def write_weights(
 @contextlib.contextmanager
 def replacing(directory: Path, files: Files = CHECKPOINT) -> Generator[Path, None, None]:
     """A context that gives an empty directory, to write a checkpoint's `files` to. At the
-    end they take the place of those in `directory`, and all other files there stay.
+    end they replace those in `directory`, and all other files there stay.
 
-    The two trade places in one step, so that whatever happens, there is the old checkpoint
-    or the new one. Where the file system has no such step, there are two, and between
-    them nothing is there.
+    The two directories are exchanged in one step, so there always is the old checkpoint or
+    the new one, whatever happens. Where the file system cannot do that, it takes two steps,
+    and between them there is no `directory`.
 
     A `directory` that holds other directories, is the current one, or cannot be moved,
-    stays where it is. If but one file changes, it is replaced in one step. Otherwise
-    the config goes first and comes last, and in between nothing loads what is there.
+    stays where it is. If only one file changes, it is replaced in one step. Otherwise the
+    config is removed first and added last, and in between nothing can be loaded.
 
-    What a killed process leaves is in a hidden directory `.{directory.name}.*`, beside
-    or in `directory`.
+    What a killed process leaves is in a hidden directory `.{directory.name}.*`, next to
+    `directory` or in it.
 
     **Raises** `OSError`, and leaves the old checkpoint, if the new one cannot be written.
     """
@@ -135,8 +146,8 @@ def replacing(directory: Path, files: Files = CHECKPOINT) -> Generator[Path, Non
 
 @contextlib.contextmanager
 def _stage(parent: Path, name: str) -> Generator[Path, None, None]:
-    """A hidden directory. What is in its `new` goes; its `old`, if filled, may be all that
-    there is of a checkpoint, and stays."""
+    """A hidden directory. At the end its `new` is removed; its `old`, if it is not empty,
+    may be all that is left of a checkpoint, and stays."""
     stage = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=parent))
     try:
         yield stage
@@ -149,7 +160,7 @@ def _stage(parent: Path, name: str) -> Generator[Path, None, None]:
 
 
 def _can_move(directory: Path) -> bool:
-    """Whether nobody would miss the directory itself if another took its place."""
+    """Whether the directory itself can be replaced by another without harm."""
     with os.scandir(directory) as files:
         if any(file.is_dir(follow_symlinks=False) for file in files):
             return False
@@ -165,13 +176,14 @@ def _can_move(directory: Path) -> bool:
 def _copy_attributes(directory: Path, new: Path) -> None:
     group = directory.stat().st_gid
     if new.stat().st_gid != group:
-        with contextlib.suppress(PermissionError):  # no member of it any more
+        with contextlib.suppress(PermissionError):  # not a member of the group
             os.chown(new, -1, group)
     shutil.copystat(directory, new)
 
 
 def _switch(new: Path, old: Path, directory: Path, files: Files) -> bool:
-    """Whether `new` could take the place of `directory`, with its other files."""
+    """Replaces `directory` by `new`, with the other files of `directory`. Returns whether
+    that was possible."""
     if directory.exists():
         if not _can_move(directory):
             return False
@@ -193,7 +205,8 @@ def _switch(new: Path, old: Path, directory: Path, files: Files) -> bool:
 
 
 def _rename(new: Path, old: Path, directory: Path) -> bool:
-    """Renames `new` to `directory`, and that to `old`, if the file system can."""
+    """Renames `new` to `directory`, and `directory` to `old`. Returns whether the file
+    system could."""
     try:
         new.rename(directory)  # if there is none, or an empty one
     except OSError:
@@ -221,7 +234,8 @@ def _rename(new: Path, old: Path, directory: Path) -> bool:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Whether `a` and `b`, which are absolute, could be exchanged in one step."""
+    """Exchanges `a` and `b`, which are absolute, in one step. Returns whether the file
+    system could."""
     try:
         name = _EXCHANGE[sys.platform]
         exchange = getattr(ctypes.CDLL(None), name)
@@ -231,7 +245,7 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def _replace_each(new: Path, directory: Path, files: Files) -> None:
-    """Moves the files of `new` to `directory`, and those of the old checkpoint away."""
+    """Moves the files of `new` to `directory`, and removes those of the old checkpoint."""
     with _stage(directory, directory.name) as stage, contextlib.ExitStack() as undo:
         new, old = Path(shutil.move(new, stage)), stage / "old"
         old.mkdir()
@@ -277,7 +291,7 @@ def _is_same(a: Path, b: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
-    """Has a file, or the names in a directory, written to the disk, if that can be."""
+    """Flushes a file, or the names in a directory, to the disk, where that is possible."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
