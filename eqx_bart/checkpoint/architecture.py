@@ -1,4 +1,4 @@
-"""What a model's tree is, as opposed to what its config says of it."""
+"""What a model's tree really is, as opposed to what its config says about it."""
 
 import dataclasses
 import itertools
@@ -13,19 +13,19 @@ from .names import weights
 
 
 _PACKAGE = __name__.partition(".")[0] + "."
-# So many differences say what is wrong.
+# This many differences are enough to say what is wrong.
 _MAX_DIFFERENCES = 3
 
 
 def library_class(cls: type) -> type | None:
-    """The model of this library that `cls` is, or is a subclass of; `None` if it is a model
-    of the user's own."""
+    """The library's model that `cls` is, or is a subclass of; `None` if `cls` is a model of
+    the user's own."""
     return next((c for c in cls.__mro__ if _is_ours(c) and not _is_abstract(c)), None)
 
 
 def overrides(cls: type, base: type) -> list[str]:
-    """The methods of `base`, its `__init__` apart, that `cls` or a class between them
-    defines again."""
+    """The methods of `base`, except `__init__`, that `cls` or a class between them defines
+    again."""
     own = itertools.takewhile(lambda c: c is not base, cls.__mro__)
     return [
         name
@@ -41,13 +41,13 @@ def overrides(cls: type, base: type) -> list[str]:
 def differences(model: eqx.Module, template: Any) -> list[str]:
     """How the tree of `model` differs from that of `template`, a model or its shapes: in
     the types of its modules, in their static fields, or in their arrays. A few lines at
-    most; none if they are alike."""
+    most; none if the trees are equal."""
     found = itertools.chain(_of_parts("", model, template), _of_arrays(model, template))
     return list(itertools.islice(found, _MAX_DIFFERENCES))
 
 
 def unstorable(model: eqx.Module) -> str | None:
-    """Why `model` has no checkpoint, and what to do; `None` if it may have one."""
+    """Why `model` cannot have a checkpoint, and what to do; `None` if it can."""
     parts = (part for _, part in _modules("", model))
     return next((x.remedy for x in parts if isinstance(x, AbstractUnstorable)), None)
 

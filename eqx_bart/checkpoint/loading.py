@@ -1,4 +1,4 @@
-"""Between a model's arrays and the tensors of a checkpoint."""
+"""From a model's arrays to the tensors of a checkpoint, and back."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -37,8 +37,8 @@ def load_weights(
 ) -> Model:
     """The model that `build` makes from a key, with the weights of a checkpoint.
 
-    `build` is only traced, so that no weights are drawn but those that the checkpoint
-    lacks. See `PretrainedModel.from_pretrained`.
+    `build` is only traced, so that only the weights that the checkpoint lacks are drawn.
+    For the other arguments, and what is raised, see `PretrainedModel.from_pretrained`.
     """
     template = eqx.filter_eval_shape(build, jax.random.key(0))
     found = match(template, tensors, ignore_mismatched_sizes=ignore_mismatched_sizes)
@@ -58,7 +58,7 @@ def load_weights(
     dtype = _floating_dtype(dtype)
     drawn = _draw(build, found.lacking, dtype or _usual_dtype(stored), key)
     arrays: dict[str, Any] = dict(drawn)
-    # The largest first, when there is least beside them in memory.
+    # The largest first, while there is least else in memory.
     for name in sorted(stored, key=lambda name: stored[name].nbytes, reverse=True):
         arrays[name] = from_tensor(name, stored[name], leaves[name], dtype)
         shape = leaves[name].value.shape
@@ -113,7 +113,10 @@ def _draw(
 
 
 def from_tensor(name: str, tensor: StoredTensor, leaf: Leaf, dtype: Any) -> Any:
-    """What `tensor` is as this leaf of a model; `name` is the canonical one."""
+    """`tensor` as this leaf of a model; `name` is the canonical one.
+
+    **Raises** `CheckpointError` if it is not of floats, or needs JAX's 64-bit mode.
+    """
     dtype = dtype or tensor.dtype
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         raise CheckpointError(f"{name} is stored as {tensor.dtype}, not as floats.")
@@ -125,13 +128,13 @@ def from_tensor(name: str, tensor: StoredTensor, leaf: Leaf, dtype: Any) -> Any:
     value = tensor.load().astype(dtype, copy=False)
     if name == "final_logits_bias":
         value = _fit_width(value, leaf.value.shape[-1])
-    # On the CPU JAX takes over the memory, unless it has to lay it out otherwise.
+    # On the CPU JAX uses this memory, unless it needs another layout.
     array = jax.device_put(value.T if leaf.is_transposed else value)
     return _as_leaf(leaf.value, array)
 
 
 def _as_leaf(leaf: Any, array: Array) -> Any:
-    """`array`, or the module that stands for it where `leaf` is one."""
+    """`array`, or a module that stands for it if `leaf` is such a module."""
     return leaf.with_value(array) if isinstance(leaf, AbstractStored) else array
 
 

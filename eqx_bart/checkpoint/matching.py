@@ -26,10 +26,12 @@ _BIAS = "final_logits_bias"
 class Match:
     """What `match` finds, by canonical names.
 
+    **Fields:**
+
     - `leaves`: the model's arrays, or their shapes.
     - `stored`: the tensor of each array that has one.
     - `problems`: why the checkpoint does not fit, a line each.
-    - `unused`: tensors that the model has no use for, and that do no harm.
+    - `unused`: tensors that the model does not use, and that do no harm.
     """
 
     leaves: Mapping[str, Leaf]
@@ -39,8 +41,8 @@ class Match:
 
     @property
     def lacking(self) -> list[str]:
-        """The arrays of heads and of one's own parts that are not stored, and those that
-        are stored for fewer tokens."""
+        """The arrays of heads and of custom parts that are not stored, and those that are
+        stored for fewer tokens."""
         return [name for name in self.leaves if self._is_lacking(name)]
 
     def _is_lacking(self, name: str) -> bool:
@@ -91,12 +93,12 @@ def match(
 
 
 def laid_out(shape: tuple[int, ...], leaf: Leaf) -> tuple[int, ...]:
-    """The shape of an array whose tensor has this one, and the reverse."""
+    """The shape of an array from that of its tensor, or the reverse."""
     return shape[::-1] if leaf.is_transposed else shape
 
 
 def _fits(name: str, tensor: StoredTensor, leaf: Leaf, *, ignore_mismatched: bool) -> bool:
-    if name == _BIAS:  # of which the width is made to fit
+    if name == _BIAS:  # its width is made to fit
         return True
     shape, expected = laid_out(tensor.shape, leaf), leaf.value.shape
     axis = rule_for(name).vocab_axis
@@ -119,7 +121,7 @@ def _mismatch(name: str, tensor: StoredTensor, leaf: Leaf) -> str:
 
 
 def _tying_problems(names: list[str], tensors: Mapping[str, StoredTensor]) -> list[str]:
-    """What is wrong with several copies of one tied tensor: they may differ."""
+    """A message for each copy of one tied tensor that differs from the first."""
     if len(names) == 1:
         return []
     first = tensors[names[0]]

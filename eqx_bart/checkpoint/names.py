@@ -1,11 +1,10 @@
 """Which tensor of a checkpoint is which array of a module.
 
 A module type declares how its arrays are stored (see `eqx_bart.nn.stored`), and attribute
-paths are HF's names already. What cannot follow from that stands in the table here: which
-names are HF's for a BART, so that they may not be absent, by what other names they go, and
-which arrays have an entry for each token.
-Names are canonical here: without the `model.` that a checkpoint of a model with a head
-puts before the names of its trunk.
+paths are HF's names already. The table here has what does not follow from that: which names
+HF has for a BART, so that they may not be absent; which other names they may have; and
+which arrays have an entry for each token. Names are canonical here: without the `model.`
+that a checkpoint of a model with a head puts before the names of its trunk.
 """
 
 import dataclasses
@@ -22,7 +21,7 @@ from ..nn.tree import along
 
 
 class Absent(enum.Enum):
-    """What the lack of a tensor means."""
+    """What happens if a tensor is absent."""
 
     ERROR = "error"
     DRAWN = "drawn at random"
@@ -31,9 +30,10 @@ class Absent(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What holds for the names that `pattern` matches in full.
+    """What applies to the names that `pattern` matches in full.
 
-    `vocab_axis` is the axis of the array that has an entry for each token.
+    `absent` says what happens without the tensor; `vocab_axis` is the axis of the array
+    that has an entry for each token.
     """
 
     pattern: str
@@ -54,10 +54,10 @@ WEIGHT_MAP = (
     Rule(r"lm_head\.weight", Absent.DRAWN, vocab_axis=1),
     Rule(r"final_logits_bias", Absent.ZEROS, vocab_axis=1),
 )
-#: For whatever is not in a BART: heads, and parts of one's own.
+#: For what is not in a BART: heads, and custom parts.
 OTHER = Rule(r".*", Absent.DRAWN)
 
-# The table of token embeddings goes by all of these names where embeddings are tied.
+# Where embeddings are tied, the table of token embeddings has all of these names.
 TIED = (
     "shared.weight",
     "encoder.embed_tokens.weight",
@@ -65,15 +65,15 @@ TIED = (
     "lm_head.weight",
 )
 
-# Where they are not, the encoder's and the decoder's tables may still be one.
+# Where they are not tied, the encoder and the decoder may still have one table.
 _UNTIED_FALLBACKS = {
     "shared.weight": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
     "encoder.embed_tokens.weight": ("shared.weight",),
     "decoder.embed_tokens.weight": ("shared.weight",),
 }
 
-# Tensors that a checkpoint may hold and a model not need: markers of old versions, and
-# what belongs to other heads and, for a lone decoder, to the encoder.
+# Tensors that a checkpoint may hold though the model does not need them: markers of old
+# versions, what belongs to other heads and, for a decoder alone, to the encoder.
 _IGNORABLE = (
     r"(encoder|decoder)\.version",
     r"lm_head\.weight",
@@ -118,8 +118,11 @@ def is_trunk(name: str) -> bool:
 class Leaf:
     """A leaf of a model, and where it is in a checkpoint.
 
+    **Fields:**
+
     - `name`: PyTorch's name for it.
-    - `value`: an array, its shape, or a module that stands for one; or no weight at all.
+    - `value`: an array, its shape, or a module that stands for one; or something that is
+        not a weight.
     - `is_transposed`: whether it is stored as its transpose.
     """
 
@@ -152,12 +155,12 @@ def is_weight(leaf: Any) -> bool:
 
 
 def name_of(model: Any, path: tuple[Any, ...]) -> str:
-    """PyTorch's name for what is at `path`, which `jax.tree_util` gives, of `model`."""
+    """PyTorch's name for what is at `path` in `model`, a path of `jax.tree_util`."""
     return _named(model, path, None).name
 
 
 def _named(model: Any, path: tuple[Any, ...], leaf: Any) -> Leaf:
-    """The leaf at `path`, by what the modules on the way say of their fields."""
+    """The leaf at `path`, by what the modules on the path declare about their fields."""
     names, transposed = list[str](), False
     for node, key in along(model, path):
         name = jtu.keystr((key,), simple=True)

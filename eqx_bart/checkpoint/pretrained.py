@@ -28,12 +28,12 @@ BUILTIN_MODEL = Path(__file__).parents[1] / "g2p"
 
 _FEW_LAYERS = 64
 
-# In place of `Self`, which beartype does not know in a method.
+# Instead of `Self`, which beartype does not support in a method.
 Model = TypeVar("Model", bound="PretrainedModel")
 
 
 class PretrainedModel(eqx.Module):
-    """The base of all models: what has a config and weights, and lives in a directory."""
+    """The base of all models: it has a config and weights, and is stored in a directory."""
 
     config: eqx.AbstractVar[BartConfig]
 
@@ -56,24 +56,24 @@ class PretrainedModel(eqx.Module):
         **Arguments:**
 
         - `path`: a directory with `config.json` and weights; a file of weights, or the
-            index of its shards, beside `config.json`; or the name of a model on the
-            Hugging Face hub. Of several formats in one place, safetensors goes first,
-            then PyTorch's, then Flax's.
-        - `config`: what to build the model by; `config.json` by default.
+            index of its shards, next to `config.json`; or the name of a model on the
+            Hugging Face hub. If there is more than one format, safetensors is read rather
+            than PyTorch's, and PyTorch's rather than Flax's.
+        - `config`: the model's; `config.json` by default.
         - `dtype`: the floating dtype of the weights; by default the config's or, if it has
-            none, as they are stored.
+            none, the one in which they are stored.
         - `key`: to draw a head that the checkpoint lacks. A warning names what is drawn.
-        - `ignore_mismatched_sizes`: where the config has another vocabulary than the
-            checkpoint, keep the tokens that both have and draw others; where it has
-            another head, draw that. An error by default.
+        - `ignore_mismatched_sizes`: if the config has another vocabulary size than the
+            checkpoint, keep the tokens that both have and draw the others; if it has
+            another head, draw that. By default, these are errors.
         - `hub`: `revision`, `token`, `cache_dir` and `local_files_only`; see
             `HubOptions`.
 
         **Returns** the model, in inference mode.
 
-        **Raises** `CheckpointError` if a file is malformed, if the hub does not give it,
-        or, naming every such tensor, if some are missing, unexpected or of another shape
-        than the config says; `FileNotFoundError` if there is no config.
+        **Raises** `CheckpointError` if a file is malformed, if the hub does not provide it,
+        or if tensors are missing, unexpected or of another shape than the config says,
+        naming all of them; `FileNotFoundError` if there is no config.
         """
         path = locate(path, weights=True, **hub)
         weights = find_weights(path)
@@ -102,20 +102,22 @@ class PretrainedModel(eqx.Module):
         mean_resizing: bool = False,
         key: PRNGKeyArray | None = None,
     ) -> Model:
-        """The model with a vocabulary of another size. Source: HF's method of this name.
+        """The model with a vocabulary of another size.
 
         Token embeddings, an untied head and `final_logits_bias` are cut at the end, or
         get new entries there; those of `final_logits_bias` are 0.
 
         **Arguments:**
 
-        - `new_num_tokens`: the size.
-        - `mean_resizing`: whether new entries are the mean of the old ones; else they are
-            drawn from `N(0, init_std²)`.
+        - `new_num_tokens`: the new size.
+        - `mean_resizing`: whether new entries are the mean of the old ones; otherwise they
+            are drawn from `N(0, init_std²)`.
         - `key`: to draw them.
 
         **Raises** `ValueError` if there is no key to draw with, or if a special token of
         the config lies outside the new size.
+
+        Source: HF's method of this name.
         """
         config = dataclasses.replace(self.config, vocab_size=new_num_tokens)
         is_drawn = new_num_tokens > self.config.vocab_size and not mean_resizing
@@ -128,8 +130,8 @@ class PretrainedModel(eqx.Module):
         return resized.with_config(config)
 
     def with_config(self: Model, config: BartConfig) -> Model:  # noqa: PYI019
-        """The model with another config, in itself and in its trunk. Its arrays stay as
-        they are: that the config describes them is for the caller to check."""
+        """The model with another config, in itself and in its trunk. The arrays do not
+        change: the caller must check that the config describes them."""
 
         def is_config(part: Any) -> bool:
             return isinstance(part, BartConfig)
@@ -141,26 +143,26 @@ class PretrainedModel(eqx.Module):
     def save_pretrained(
         self, directory: str | Path, *, max_shard_size: int | str = "50GB"
     ) -> None:
-        """Writes a checkpoint that `from_pretrained`, and HF's PyTorch BART, read.
+        """Writes a checkpoint that `from_pretrained`, and HF's PyTorch BART, can read.
 
         A model with parts of your own needs a class of its own, whose `__init__` builds
-        them; that class reads the checkpoint, and HF's `AutoModel` refuses it.
+        them. That class reads the checkpoint, and HF's `AutoModel` refuses it.
 
-        It takes the place of an older one as a whole, or if that fails, not at all. If the
+        An older checkpoint is replaced as a whole or, if that fails, not at all. If the
         directory holds other directories too, or is the current one, files are replaced
-        one by one: should the process be killed just then, nothing loads, because
+        one by one. If the process is killed during that, nothing can be loaded, because
         `config.json` is missing.
 
         **Arguments:**
 
-        - `directory`: where the checkpoint goes, which is made if need be. Files in it
-            that do not belong to an older one stay.
+        - `directory`: where the checkpoint goes, which is made if needed. Files in it that
+            do not belong to an older checkpoint stay.
         - `max_shard_size`: the most bytes of weights in one file, or a size such as `"5GB"`
             or `"200MB"`. Only a tensor that alone is larger has a larger file.
 
-        **Raises** `OSError` if it cannot be written, `ValueError` if `max_shard_size` is no
-        size, or if `from_pretrained` of this class would not give the model back: it has
-        adapters, or parts that its class and its config do not call for.
+        **Raises** `OSError` if it cannot be written; `ValueError` if `max_shard_size` is
+        not a size, or if `from_pretrained` of this class would not give the model back,
+        because it has adapters, or parts that its class and its config do not describe.
         """
         if remedy := unstorable(self):
             raise ValueError(f"The model cannot be saved as it is: {remedy}.")
@@ -183,7 +185,7 @@ class PretrainedModel(eqx.Module):
 
     @classmethod
     def _read_settings(cls, directory: Path, config: BartConfig) -> dict[str, Any]:
-        """Further arguments of `__init__` that the directory holds."""
+        """Further arguments of `__init__`, read from the directory."""
         return {}
 
     def _settings(self) -> dict[str, Any]:
@@ -194,11 +196,11 @@ class PretrainedModel(eqx.Module):
         """Writes what `_read_settings` reads."""
 
     def _described_config(self) -> BartConfig:
-        """The config, with the depth and the sizes that the model has."""
+        """The config, with the actual depth and sizes of the model."""
         return self.config
 
     def _architecture(self, config: BartConfig) -> dict[str, Any]:
-        """What `config.json` says of the model's class: HF's, if HF can read it.
+        """What `config.json` says about the model's class: HF's, if HF can read it.
 
         **Raises** `ValueError` if the class does not build this model.
         """
@@ -228,8 +230,8 @@ def _template(cls: Any, config: BartConfig, settings: dict[str, Any]) -> Any:
 
 
 def check_class(cls: type, config: BartConfig) -> None:
-    """**Raises** `CheckpointError` if the checkpoint is that of a class of somebody's own,
-    and `cls` is another."""
+    """**Raises** `CheckpointError` if the checkpoint is that of a custom class other than
+    `cls`."""
     names = config.extra.get("architectures") or [None]
     if config.is_custom and names[0] != cls.__name__:
         raise CheckpointError(
@@ -239,8 +241,11 @@ def check_class(cls: type, config: BartConfig) -> None:
 
 
 def check_layers(config: BartConfig, tensors: Mapping[str, StoredTensor]) -> None:
-    """That the config does not call for absurdly many layers, which take time to build. A
-    layer that is used many times is stored once, so that a few need no tensors."""
+    """Checks that the config does not call for absurdly many layers, which take time to
+    build. A few layers are always allowed: one that is used many times is stored once.
+
+    **Raises** `CheckpointError` if it does.
+    """
     num_layers = config.encoder_layers + config.decoder_layers
     if num_layers > max(len(tensors), _FEW_LAYERS):
         raise CheckpointError(

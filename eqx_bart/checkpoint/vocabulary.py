@@ -1,4 +1,4 @@
-"""Models with a vocabulary of another size."""
+"""Changing the size of a model's vocabulary."""
 
 import zlib
 from typing import Any, TypeVar
@@ -18,8 +18,8 @@ Model = TypeVar("Model", bound=eqx.Module)
 
 
 def resize_vocabulary(model: Model, config: BartConfig, key: PRNGKeyArray | None) -> Model:
-    """`model` with as many tokens as `config` has, new ones drawn from `key`, or the mean
-    of the others. See `PretrainedModel.resize_token_embeddings`."""
+    """`model` with as many tokens as `config` has. New ones are drawn from `key` or,
+    without one, the mean of the others; see `PretrainedModel.resize_token_embeddings`."""
 
     def resized(path: Any, leaf: Any) -> Any:
         name = canonical(name_of(model, path))
@@ -45,8 +45,8 @@ def resize_vocabulary(model: Model, config: BartConfig, key: PRNGKeyArray | None
 def fit_vocabulary(
     name: str, array: Array, shape: tuple[int, ...], new: Array | None
 ) -> Array:
-    """The array of this name, cut to a `shape` with fewer tokens, or with more of them
-    from `new`, which has that shape."""
+    """The array of this name, cut to a `shape` with fewer tokens, or filled up from `new`,
+    which has this shape, to one with more tokens."""
     axis = rule_for(name).vocab_axis
     assert axis is not None
     size = min(array.shape[axis], shape[axis])

@@ -1,4 +1,4 @@
-"""The command line: answers for those who want no more than an answer."""
+"""The command line, for those who only want an answer."""
 
 import argparse
 import importlib.metadata
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
-    except BrokenPipeError:  # whoever read the output, `head` perhaps, has had enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (InputError, ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""`eqx-bart info` and `eqx-bart convert`: what is in a checkpoint, and its new format."""
+"""`eqx-bart info` and `eqx-bart convert`: say what is in a checkpoint, and convert it."""
 
 import argparse
 import json
@@ -123,7 +123,7 @@ def _about(checkpoint: str) -> dict[str, Any]:
 
 
 def _model_class(config: BartConfig) -> Any:
-    """The model that the config names; one that generates, if it names none."""
+    """The model that the config names; if it names none, one that generates."""
     names = config.extra.get("architectures")
     if not isinstance(names, list) or not names:
         names = ["BartForConditionalGeneration"]

@@ -7,7 +7,7 @@ from rich.progress import Progress
 
 
 class InputError(Exception):
-    """What is wrong with what the user gave, in one line."""
+    """An error in the user's input, in one line."""
 
 
 def progress_bar(*, is_long: bool) -> Progress:

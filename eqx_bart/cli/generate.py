@@ -100,11 +100,11 @@ def _generate_here(args: argparse.Namespace) -> None:
 
 
 def _load_tokenizer(path: str | Path) -> Any:
-    # Else it advises those who have no PyTorch to install it.
+    # Otherwise transformers advises users without PyTorch to install it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
-    # Where there is neither, transformers makes up a tokenizer that knows nothing.
+    # If there is neither file, transformers makes up a tokenizer without a vocabulary.
     is_local = Path(path).exists()
     files = ("tokenizer.json", "vocab.json")
     if is_local and not any((Path(path) / file).is_file() for file in files):
@@ -141,7 +141,7 @@ def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 def _encode(
     tokenizer: Any, model: BartForConditionalGeneration, number: int, text: str
 ) -> list[int]:
-    """The token ids of an input, which `number` names in messages."""
+    """The token ids of an input; `number` is what messages call it."""
     if not text.strip():
         raise InputError(f"input {number} is empty")
     ids = tokenizer(text, verbose=False)["input_ids"]
@@ -167,7 +167,7 @@ def _answer(
     rows: list[list[int]],
     settings: dict[str, Any],
 ) -> list[str]:
-    """What the model makes of each of the rows."""
+    """The text that the model generates from each row."""
     input_ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
     attention_mask = np.zeros(input_ids.shape, bool)
     for i, row in enumerate(rows):
