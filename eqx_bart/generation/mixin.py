@@ -21,7 +21,15 @@ from .state import CrossAttentions, GenerationState, initial_progress, Records
 
 
 class GenerationCall(eqx.Module):
-    """A call of `generate` that has been checked; `processors` are the user's own."""
+    """A call of `generate` that has been checked.
+
+    **Fields:**
+
+    - `inputs`: what generation starts from, before `encode_source`.
+    - `processors`: the user's own.
+    - `key`: for sampling; `None` without it.
+    - `config`: the settings; see `GenerationConfig.settled`.
+    """
 
     inputs: GenerationInputs
     processors: tuple[LogitsProcessor, ...]

@@ -41,7 +41,14 @@ def logits_processors(
     encoder_input_ids: Integer[Array, "batch source"] | None,
     custom: Sequence[LogitsProcessor] = (),
 ) -> tuple[LogitsProcessor, ...]:
-    """The processors that settled settings ask for, `custom` ones before the warpers.
+    """The processors that the settings ask for.
+
+    **Arguments:**
+
+    - `config`: the settings; see `GenerationConfig.settled`.
+    - `prompt_length`: the length of the prompt, padding included.
+    - `encoder_input_ids`: the source, where padding is -1.
+    - `custom`: the user's own, which come before the warpers.
 
     **Raises** `ValueError` if a setting needs `encoder_input_ids` and there are none.
 
