@@ -91,14 +91,14 @@ class GenerationConfig:
     )
     max_new_tokens: int = _length(
         POSITIVE,
-        "the same, the prompt excluded; it goes before `max_length`. With neither, 20 "
+        "the same, the prompt excluded; it overrides `max_length`. With neither, 20 "
         "tokens are generated, or as many as the model has positions for",
     )
     min_length: int | None = _length(
         COUNT, "no row ends before it has this many tokens, the prompt included", default=0
     )
     min_new_tokens: int = _length(
-        COUNT, "the same, the prompt excluded; it goes before `min_length`"
+        COUNT, "the same, the prompt excluded; it overrides `min_length`"
     )
     do_sample: bool = _strategy(
         FLAG, "draw tokens at random, rather than take the likeliest", default=False
@@ -121,7 +121,7 @@ class GenerationConfig:
     sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = _scores(
         BIASES,
         "what is added to the score of the last token of each sequence, where the others "
-        "stand before it: pairs of token ids and a number",
+        "come before it: pairs of token ids and a number",
     )
     encoder_repetition_penalty: float = _scores(
         ABOVE_ZERO, "above 1, favours the tokens of the source", default=1.0
