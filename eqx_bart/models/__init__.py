@@ -11,6 +11,7 @@ from .layers import BartDecoderLayer, BartEncoderLayer, DecoderLayerCache
 from .question_answering import BartForQuestionAnswering
 from .seq2seq import Seq2SeqModel
 from .sequence_classification import BartForSequenceClassification, ClassificationHead
+from .stack import BartStack
 
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "BartForQuestionAnswering",
     "BartForSequenceClassification",
     "BartModel",
+    "BartStack",
     "ClassificationHead",
     "DecoderLayerCache",
     "LanguageModel",

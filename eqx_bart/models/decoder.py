@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
@@ -12,57 +10,31 @@ from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 from ..config import BartConfig
 from ..nn.attention import causal_mask, padding_mask
 from ..nn.checks import ArrayLike, Mask
-from ..nn.dropout import LayerDrop, split_key
 from ..nn.embedding import (
-    AbstractPositionalEmbedding,
-    embed,
     Embedding,
-    LearnedPositionalEmbedding,
 )
-from ..nn.layer import Context, Layers, NOTHING, Show
-from ..nn.norm import LayerNorm
-from ..nn.stack import Checkpointing, run_layers
+from ..nn.layer import Context, NOTHING, Show
 from .cache import BartCache
 from .layers import BartDecoderLayer
 from .outputs import BaseModelOutputWithCrossAttentions
+from .stack import BartStack
 
 
-class BartDecoder(eqx.Module):
-    """Embeddings and a stack of layers, usually `BartDecoderLayer`s.
-
-    `embed_tokens` is the decoder's own table of token embeddings; an encoder-decoder
-    with tied embeddings keeps one table for all, and its decoder has none.
-    `layer_norm` comes after all layers. BART has none; mBART and others with their norms
-    before the sub-layers have one.
-    """
-
-    embed_tokens: Embedding | None
-    embed_positions: AbstractPositionalEmbedding
-    layernorm_embedding: LayerNorm
-    layers: Layers
-    layer_norm: LayerNorm | None
-    dropout: eqx.nn.Dropout
-    layerdrop: LayerDrop
-    checkpointing: Checkpointing | None
+class BartDecoder(BartStack):
+    """A `BartStack` of layers, usually `BartDecoderLayer`s."""
 
     def __init__(
         self, config: BartConfig, embed_tokens: Embedding | None, *, key: PRNGKeyArray
     ):
         """Draws the weights at random, with `config.init_std`."""
-        position_key, *layer_keys = jax.random.split(key, 1 + config.decoder_layers)
-        self.embed_tokens = embed_tokens
-        self.embed_positions = LearnedPositionalEmbedding(
-            config.max_position_embeddings,
-            config.d_model,
-            init_std=config.init_std,
-            key=position_key,
+        super().__init__(
+            config,
+            embed_tokens,
+            BartDecoderLayer,
+            config.decoder_layers,
+            config.decoder_layerdrop,
+            key=key,
         )
-        self.layernorm_embedding = LayerNorm(config.d_model)
-        self.layers = tuple(BartDecoderLayer(config, key=key) for key in layer_keys)
-        self.layer_norm = None
-        self.dropout = eqx.nn.Dropout(config.dropout)
-        self.layerdrop = LayerDrop(config.decoder_layerdrop)
-        self.checkpointing = None
 
     def init_cache(
         self,
@@ -120,7 +92,7 @@ class BartDecoder(eqx.Module):
             source=source,
             show=show,
         )
-        return self._run(inputs_embeds, context, None, key=key)[0]
+        return self._decode(inputs_embeds, context, None, key=key)[0]
 
     def step(
         self,
@@ -165,11 +137,11 @@ class BartDecoder(eqx.Module):
             cache.source,
             show,
         )
-        outputs, layers = self._run(inputs_embeds, context, cache.layers, key=key)
+        outputs, layers = self._decode(inputs_embeds, context, cache.layers, key=key)
         assert layers is not None
         return outputs, cache.advance(layers, num_new)
 
-    def _run(
+    def _decode(
         self,
         inputs_embeds: Float[Array, "batch new d_model"],
         context: Context,
@@ -177,35 +149,16 @@ class BartDecoder(eqx.Module):
         *,
         key: PRNGKeyArray | None,
     ) -> tuple[BaseModelOutputWithCrossAttentions, tuple[Any, ...] | None]:
-        """Adds the positions, and runs the layers."""
-        embed_key, *layer_keys = split_key(key, 1 + len(self.layers))
-        embedded = embed(
-            inputs_embeds,
-            self.embed_positions.lookup(context.positions),
-            self.layernorm_embedding,
-            self.dropout,
-            key=embed_key,
-        )
-        outputs = run_layers(
-            self.layers,
-            embedded,
-            context,
-            caches,
-            layerdrop=self.layerdrop,
-            layer_norm=self.layer_norm,
-            checkpointing=self.checkpointing,
-            keys=layer_keys,
-        )
-        shown = outputs.shown
-        attentions, cross = (
-            shown.pop("attentions", None),
-            shown.pop("cross_attentions", None),
-        )
+        """The outputs of the layers, and their next caches."""
+        outputs = self.run(inputs_embeds, context, caches, key=key)
+        shown = dict(outputs.shown)
+        attentions = shown.pop("attentions", None)
+        cross_attentions = shown.pop("cross_attentions", None)
         decoded = BaseModelOutputWithCrossAttentions(
             last_hidden_state=outputs.hidden_states,
             hidden_states=outputs.all_hidden_states,
             attentions=attentions,
-            cross_attentions=None if context.source is None else cross,
+            cross_attentions=None if context.source is None else cross_attentions,
             shown=shown or None,
         )
         return decoded, outputs.caches

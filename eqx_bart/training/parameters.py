@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from ..models.decoder import BartDecoder
 from ..models.encoder import BartEncoder
 from ..models.language_model import LanguageModel
+from ..models.stack import BartStack
 from ..nn.embedding import AbstractPositionalEmbedding, Embedding
 from ..nn.linear import LowRankLinear
 from ..nn.stack import Checkpointing
@@ -78,7 +78,7 @@ def _is_beside_weights(way: list[tuple[Any, Any]]) -> bool:
     if isinstance(way[-1][0], LowRankLinear):
         return True
     return not any(
-        isinstance(node, BartEncoder | BartDecoder | Embedding)
+        isinstance(node, BartStack | Embedding)
         or (isinstance(node, LanguageModel) and key.name == "lm_head")
         for node, key in way
     )
@@ -126,7 +126,7 @@ def gradient_checkpointing(
     setting = Checkpointing(policy) if value else None
 
     def is_stack(part: Any) -> bool:
-        return isinstance(part, BartEncoder | BartDecoder)
+        return isinstance(part, BartStack)
 
     def changed(part: Any) -> Any:
         if not is_stack(part):
