@@ -221,6 +221,14 @@ class BartConfig:
         return value is None or (is_int(value) and 0 <= value < self.vocab_size)
 
     @property
+    def architecture(self) -> str | None:
+        """The class of the model that the config was saved with, if it names one."""
+        names = self.extra.get("architectures")
+        if not isinstance(names, list | tuple) or not names:
+            return None
+        return str(names[0]).removeprefix("Flax")
+
+    @property
     def is_custom(self) -> bool:
         """Whether its checkpoint holds a custom model, made of BART's parts."""
         return self.extra.get("model_type") == CUSTOM_MODEL_TYPE

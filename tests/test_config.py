@@ -205,3 +205,19 @@ def test_generation_settings_of_an_old_config(shared_data):
 def test_bad_generation_settings_are_named(values, message):
     with pytest.raises(ValueError, match=message):
         eb.GenerationConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "expected"),
+    [
+        (["FlaxBartModel"], "BartModel"),
+        (["Mine", "BartModel"], "Mine"),
+        ([], None),
+        (None, None),
+        (5, None),
+        ("BartModel", None),
+    ],
+)
+def test_the_class_that_saved_it(architectures, expected):
+    config = eb.BartConfig.from_dict({"architectures": architectures})
+    assert config.architecture == expected

@@ -232,11 +232,11 @@ def _template(cls: Any, config: BartConfig, settings: dict[str, Any]) -> Any:
 def check_class(cls: type, config: BartConfig) -> None:
     """**Raises** `CheckpointError` if the checkpoint is that of a custom class other than
     `cls`."""
-    names = config.extra.get("architectures") or [None]
-    if config.is_custom and names[0] != cls.__name__:
+    name = config.architecture
+    if config.is_custom and name != cls.__name__:
         raise CheckpointError(
-            f"This is the checkpoint of a {names[0]}, a model of somebody's own that is no "
-            f"BART: load it with {names[0]}.from_pretrained, not with {cls.__name__}'s."
+            f"This is the checkpoint of a {name}, a model of somebody's own that is no "
+            f"BART: load it with {name}.from_pretrained, not with {cls.__name__}'s."
         )
 
 

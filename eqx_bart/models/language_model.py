@@ -1,6 +1,7 @@
 """Heads that make logits, and what both models with one share."""
 
 import abc
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,7 @@ class LanguageModel(PretrainedModel, GenerationMixin):
 
     @classmethod
     def _read_settings(cls, directory: Path, config: BartConfig) -> dict[str, Any]:
+        _warn_of_another_head(cls.__name__, config)
         if (directory / "generation_config.json").is_file():
             return {"generation_config": GenerationConfig.from_pretrained(directory)}
         try:
@@ -195,6 +197,17 @@ class LanguageModel(PretrainedModel, GenerationMixin):
 
     def _write_settings(self, directory: Path) -> None:
         self.generation_config.save_pretrained(directory)
+
+
+def _warn_of_another_head(name: str, config: BartConfig) -> None:
+    """Warns if the checkpoint is that of a model with another head. Nothing is missing from
+    it, since the token embeddings stand in for a language-modelling head."""
+    if config.architecture in ("BartForSequenceClassification", "BartForQuestionAnswering"):
+        warnings.warn(
+            f"This is the checkpoint of a {config.architecture}: the language-modelling "
+            f"head of a {name} was not trained with it.",
+            stacklevel=2,
+        )
 
 
 def generation_source(

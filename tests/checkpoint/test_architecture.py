@@ -116,6 +116,20 @@ def test_new_parts_are_drawn_where_a_checkpoint_of_bart_lacks_them(model, getkey
     assert_close(drawn(IDS).logits, model(IDS).logits, 1e-6)
 
 
+@pytest.mark.parametrize(
+    "head", [eb.BartForSequenceClassification, eb.BartForQuestionAnswering]
+)
+def test_a_checkpoint_of_another_head_is_named(head, config, getkey, tmp_path, recwarn):
+    head(config, key=getkey()).save_pretrained(tmp_path)
+    for cls in (eb.BartForConditionalGeneration, eb.BartForCausalLM):
+        with pytest.warns(UserWarning, match=f"checkpoint of a {head.__name__}: the lang"):
+            cls.from_pretrained(tmp_path)
+    eb.BartModel.from_pretrained(tmp_path)
+    eb.BartForConditionalGeneration(config, key=getkey()).save_pretrained(tmp_path)
+    eb.BartForCausalLM.from_pretrained(tmp_path)
+    assert len(recwarn) == 0
+
+
 class Shorter(eb.BartForConditionalGeneration):
     """A subclass that adds a method, and changes nothing."""
 
