@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
-import jax
 
+from ..nn.stack import Checkpointing
 from ..nn.stored import AbstractStored, AbstractUnstorable
 from .names import weights
 
@@ -67,7 +67,10 @@ def _of_parts(path: str, model: Any, template: Any) -> Iterator[str]:
     ours, theirs = dict(_modules(path, model)), dict(_modules(path, template))
     for name, part in ours.items():
         other = theirs.get(name)
-        if name == "" or other is None:
+        if name == "":
+            continue
+        if other is None:
+            yield f"{name}: the model has a {type(part).__name__}, and the class has none"
             continue
         if type(part) is not type(other):
             yield f"{name}: {type(part).__name__} for {type(other).__name__}"
@@ -83,12 +86,10 @@ def _static_fields(module: eqx.Module) -> list[str]:
 
 
 def _modules(path: str, node: Any) -> Iterator[tuple[str, eqx.Module]]:
-    """The modules in `node` that hold arrays, by their paths."""
-    if isinstance(node, AbstractStored):
+    """The modules in `node` that make its numbers, by their paths."""
+    if isinstance(node, AbstractStored | Checkpointing):
         return
     if isinstance(node, eqx.Module):
-        if not any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(node)):
-            return
         yield path, node
         children = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
     elif isinstance(node, tuple | list):

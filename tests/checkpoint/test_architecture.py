@@ -1,6 +1,7 @@
 """What is saved is what the class builds, and nothing else is written as if it were."""
 
 import json
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -87,6 +88,24 @@ def test_parts_that_the_class_does_not_build_are_refused(model, tmp_path):
     with pytest.raises(ValueError, match=r"self_attn.num_heads: 4 for 2"):
         changed.save_pretrained(tmp_path)
     assert not [*tmp_path.iterdir()]
+
+
+class Doubled(eb.models.AbstractLMHead):
+    """A head without arrays."""
+
+    needs_attentions: ClassVar[bool] = False
+
+    def __call__(self, decoded, source, projection):
+        return 2 * projection(decoded.last_hidden_state)
+
+
+def test_parts_without_arrays_count_too(model, tmp_path):
+    changed = eqx.tree_at(lambda m: m.head, model, Doubled(), is_leaf=lambda x: x is None)
+    assert_close(changed(IDS).logits, 2 * model(IDS).logits, 1e-6)
+    with pytest.raises(ValueError, match="head: the model has a Doubled, and the class"):
+        changed.save_pretrained(tmp_path)
+    eb.gradient_checkpointing(model).save_pretrained(tmp_path)
+    eqx.nn.inference_mode(model, value=False).save_pretrained(tmp_path)
 
 
 def test_a_class_of_ones_own_is_read_by_that_class_alone(config, getkey, tmp_path):
