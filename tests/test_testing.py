@@ -79,9 +79,7 @@ def test_a_fault_is_traced_to_its_layer(model, layer):
 
 
 def test_slots_that_are_taken_for_positions_are_found_in_beams(model):
-    with pytest.raises(
-        AssertionError, match="generate with num_beams=3 says of"
-    ):
+    with pytest.raises(AssertionError, match="generate with num_beams=3 says of"):
         eb.testing.check_decoding(changed(model, "slots"), IDS, MASK)
 
 

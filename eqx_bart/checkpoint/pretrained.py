@@ -4,7 +4,7 @@ import abc
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, Self, Unpack
 
 import equinox as eqx
 import jax
@@ -28,9 +28,6 @@ BUILTIN_MODEL = Path(__file__).parents[1] / "g2p"
 
 _FEW_LAYERS = 64
 
-# Instead of `Self`, which beartype does not support in a method.
-Model = TypeVar("Model", bound="PretrainedModel")
-
 
 class PretrainedModel(eqx.Module):
     """The base of all models: it has a config and weights, and is stored in a directory."""
@@ -41,8 +38,8 @@ class PretrainedModel(eqx.Module):
     def __init__(self, config: BartConfig, *, key: PRNGKeyArray): ...
 
     @classmethod
-    def from_pretrained(  # noqa: PYI019
-        cls: type[Model],
+    def from_pretrained(
+        cls,
         path: str | Path,
         *,
         config: BartConfig | None = None,
@@ -50,7 +47,7 @@ class PretrainedModel(eqx.Module):
         key: PRNGKeyArray | None = None,
         ignore_mismatched_sizes: bool = False,
         **hub: Unpack[HubOptions],
-    ) -> Model:
+    ) -> Self:
         """Loads a checkpoint that HF's PyTorch or Flax BART, or `save_pretrained`, wrote.
 
         **Arguments:**
@@ -95,13 +92,13 @@ class PretrainedModel(eqx.Module):
             ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
 
-    def resize_token_embeddings(  # noqa: PYI019
-        self: Model,
+    def resize_token_embeddings(
+        self,
         new_num_tokens: int,
         *,
         mean_resizing: bool = False,
         key: PRNGKeyArray | None = None,
-    ) -> Model:
+    ) -> Self:
         """The model with a vocabulary of another size.
 
         Token embeddings, an untied head and `final_logits_bias` are cut at the end, or
@@ -129,7 +126,7 @@ class PretrainedModel(eqx.Module):
         resized = resize_vocabulary(self, config, key if is_drawn else None)
         return resized.with_config(config)
 
-    def with_config(self: Model, config: BartConfig) -> Model:  # noqa: PYI019
+    def with_config(self, config: BartConfig) -> Self:
         """The model with another config, in itself and in its trunk. The arrays do not
         change: the caller must check that the config describes them."""
 

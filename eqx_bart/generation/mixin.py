@@ -214,7 +214,7 @@ class GenerationMixin(eqx.Module):
         source = None if source is None else jnp.asarray(source)
         cache = self._prefilled_cache(prompt, rows * config.max_new_tokens, inputs)
         keys = None if call.key is None else row_keys(call.key, prompt, source)
-        dtype = _scores_dtype(cache)
+        dtype = _scores_dtype(self, cache)
         strategy, progress = (BeamSearch if is_beam_search else Sampling).init(
             initial_progress(prompt, config, rows), dtype, keys
         )
@@ -265,9 +265,9 @@ class GenerationMixin(eqx.Module):
         )
 
 
-def _scores_dtype(cache: Any) -> jnp.dtype:
-    """The dtype of scores: that of the cache, or float32 if that is narrower."""
-    floats = [x.dtype for x in jax.tree.leaves(cache) if eqx.is_inexact_array(x)]
+def _scores_dtype(*trees: Any) -> jnp.dtype:
+    """The widest dtype that scores can come to have, of what they are computed from."""
+    floats = [x.dtype for x in jax.tree.leaves(trees) if eqx.is_inexact_array(x)]
     return jnp.result_type(jnp.float32, *floats)
 
 

@@ -10,9 +10,7 @@ from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 from ..config import BartConfig
 from ..nn.attention import causal_mask, padding_mask
 from ..nn.checks import ArrayLike, Mask
-from ..nn.embedding import (
-    Embedding,
-)
+from ..nn.embedding import Embedding
 from ..nn.layer import Context, NOTHING, Show
 from .cache import BartCache
 from .layers import BartDecoderLayer
@@ -123,11 +121,9 @@ class BartDecoder(BartStack):
         is_token = None
         if attention_mask is not None:
             is_token = jnp.asarray(attention_mask, bool)
+        cache = cache.expect(is_token, position_ids)
         if position_ids is None:
             position_ids = self.embed_positions.span(cache.length, num_new)
-            cache = cache.expect(is_token)
-        else:
-            cache = cache.expect(is_token, position_ids)
         context = Context(
             cache.mask(num_new) if mask is None else mask,
             position_ids,

@@ -6,9 +6,7 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 from ..config import BartConfig
 from ..nn.attention import padding_mask
 from ..nn.checks import ArrayLike, Mask
-from ..nn.embedding import (
-    Embedding,
-)
+from ..nn.embedding import Embedding
 from ..nn.layer import Context, NOTHING, Show
 from .layers import BartEncoderLayer
 from .outputs import BaseModelOutput

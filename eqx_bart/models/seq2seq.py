@@ -135,7 +135,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         **Arguments:**
 
         - `encoder_outputs`: what `encode` returned; or what your own layers attend to,
-            any pytree of arrays with a row for each input, hidden states first.
+            any pytree of arrays with a row for each input.
         - `max_length`: the number of tokens to make room for in each row.
         - `attention_mask`: the encoder's.
         - `input_ids`: what the encoder has read, for a head that copies from it.
@@ -143,15 +143,19 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         **Raises** `ValueError` if the model has no `max_length` positions, or if the
         encoder's states and their mask do not fit one another.
         """
-        decoder, first = self._trunk.decoder, jax.tree.leaves(encoder_outputs)[0]
+        decoder = self._trunk.decoder
+        dtype = self._trunk.decoder_embed_tokens.weight.dtype
+        batch_size = len(jax.tree.leaves(encoder_outputs)[0])
         if isinstance(encoder_outputs, BaseModelOutput):
-            check_source(len(first), encoder_outputs.last_hidden_state, attention_mask)
+            states = encoder_outputs.last_hidden_state
+            check_source(batch_size, states, attention_mask)
+            dtype = states.dtype
         return decoder.init_cache(
             self.config,
-            len(first),
+            batch_size,
             check_max_length(max_length, decoder.embed_positions.max_positions),
             source_of(encoder_outputs, attention_mask, input_ids),
-            dtype=first.dtype,
+            dtype=dtype,
         )
 
     @overload

@@ -67,8 +67,9 @@ class AdaptedBart(eb.BartForConditionalGeneration):
             out_proj = AdaptedLinear(part.out_proj, adapter)
             return eqx.tree_at(lambda attn: attn.out_proj, part, out_proj)
 
-        kinds = eb.nn.AbstractAttention | eb.nn.AbstractFeedForward
-        is_sublayer = lambda x: isinstance(x, kinds)  # noqa: E731
+        def is_sublayer(x):
+            return isinstance(x, eb.nn.AbstractAttention | eb.nn.AbstractFeedForward)
+
         self.model = jax.tree.map(
             lambda x: adapted(x) if is_sublayer(x) else x, self.model, is_leaf=is_sublayer
         )
@@ -76,7 +77,10 @@ class AdaptedBart(eb.BartForConditionalGeneration):
 
 def adapters(model):
     """Which leaves of `model` are those of adapters: for `eqx.partition`."""
-    is_adapter = lambda x: isinstance(x, Adapter)  # noqa: E731
+
+    def is_adapter(x):
+        return isinstance(x, Adapter)
+
     return jax.tree.map(is_adapter, model, is_leaf=is_adapter)
 
 

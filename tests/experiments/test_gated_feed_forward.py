@@ -99,7 +99,9 @@ def test_shapes_are_checked(sizes):
     block = SwiGLU(d_in, 8, init_std=1.0, key=jax.random.key(2))
     down = eb.nn.Linear(8, d_out, init_std=1.0, key=jax.random.key(3))
     block = eqx.tree_at(lambda x: x.down, block, down)
-    where = lambda m: m.model.decoder.layers[0].feed_forward  # noqa: E731
+    wrong_model = eqx.tree_at(
+        lambda m: m.model.decoder.layers[0].feed_forward, model, block
+    )
     axis = "(inner|d_in)=32" if d_in == 31 else "d_model=32"
     with pytest.raises(jaxtyping.TypeCheckError, match=axis):
-        eqx.tree_at(where, model, block)(IDS, MASK)
+        wrong_model(IDS, MASK)

@@ -88,6 +88,8 @@ def arrays(module):
 def test_shapes_are_checked(tmp_path):
     model = universal(tmp_path, 6)
     wrong = eb.nn.Linear(40, 31, init_std=1.0, key=jax.random.key(1))
-    where = lambda m: m.model.decoder.layers.layer.feed_forward.fc2  # noqa: E731
+    wrong_model = eqx.tree_at(
+        lambda m: m.model.decoder.layers.layer.feed_forward.fc2, model, wrong
+    )
     with pytest.raises(jaxtyping.TypeCheckError, match="d_model=32"):
-        eqx.tree_at(where, model, wrong)(IDS, MASK)
+        wrong_model(IDS, MASK)

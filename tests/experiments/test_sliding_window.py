@@ -28,7 +28,7 @@ class WindowedAttention(eb.nn.AbstractAttention):
     window: int = eqx.field(static=True)
 
     def init_cache(self, batch_size, num_slots, dtype):
-        raise NotImplementedError("An encoder has no cache.")
+        raise TypeError("WindowedAttention is for an encoder, which has no cache.")
 
     def key_values(self, states, positions):
         return self.attention.key_values(states, positions)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+import transformers
 from oracle import assert_close, assert_same_leaves
 from support import beam_search, check_gradients, checkpoint, IDS, LABELS, MASK
 
@@ -161,6 +162,10 @@ def test_saving(model, tmp_path):
     loaded = TwoSourceBart.from_pretrained(tmp_path / "two")
     leaves = (jax.tree.leaves(eqx.filter(m, eqx.is_array)) for m in (loaded, model))
     assert all(map(np.array_equal, *leaves))
+    inputs = {"decoder_input_ids": LABELS[:, :3], "encoder_outputs": model.sources(*INPUTS)}
+    assert_close(loaded(**inputs).logits, model(**inputs).logits, 1e-6)
+    with pytest.raises(ValueError, match="eqx_bart"):
+        transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "two")
     with pytest.raises(eb.CheckpointError, match="checkpoint of a TwoSourceBart"):
         eb.BartForConditionalGeneration.from_pretrained(tmp_path / "two")
 

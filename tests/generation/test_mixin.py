@@ -240,3 +240,34 @@ def test_bad_settings(config, getkey):
     with pytest.raises(ValueError, match="needs decoder_start_token_id or bos_token_id"):
         bare.generate(ids)
     assert model.generate(ids, num_beams=1, do_sample=False).sequences.shape == (1, 12)
+
+
+class Narrow(eb.nn.AbstractAttention):
+    """An attention that keeps its cache in float32, whatever the model."""
+
+    attention: eb.nn.Attention
+
+    def init_cache(self, batch_size, num_slots, dtype):
+        return self.attention.init_cache(batch_size, num_slots, "float32")
+
+    def key_values(self, states, positions):
+        return self.attention.key_values(states, positions)
+
+    def __call__(self, *args, key):
+        return self.attention(*args, key=key)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_scores_are_as_wide_as_the_model_whatever_the_cache(num_beams, config, getkey):
+    with jax.enable_x64(True):
+        model = eb.cast(eb.BartForCausalLM(config, key=getkey()), "float64")
+
+        def attentions(model):
+            return [layer.self_attn for layer in model.model.decoder.layers]
+
+        new = [Narrow(x) for x in attentions(model)]
+        model = eqx.nn.inference_mode(eqx.tree_at(attentions, model, new))
+        found = model.generate(
+            np.array([[5, 6]]), num_beams=num_beams, max_new_tokens=3, output_scores=True
+        )
+        assert found.scores.dtype == "float64"
