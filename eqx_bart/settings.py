@@ -28,11 +28,11 @@ def is_real(value: Any) -> bool:
     return is_float or (is_int(value) and abs(value) < 2**53)
 
 
-def as_id_tuple(ids: int | tuple[int, ...] | None) -> tuple[int, ...]:
+def as_id_tuple(ids: int | Iterable[int] | None) -> tuple[int, ...]:
     """No, one or more token ids, as a tuple."""
     if ids is None:
         return ()
-    return (ids,) if isinstance(ids, int) else ids
+    return (ids,) if isinstance(ids, int) else tuple(ids)
 
 
 def plain_fields(config: Any) -> None:
@@ -162,7 +162,7 @@ TOKEN_ID = Kind(
     as_id_tuple,
 )
 TOKEN_ID_OR_IDS = Kind(
-    lambda v: _is_ids(as_id_tuple(v)) and not isinstance(v, bool) and v != (),
+    lambda v: _is_ids((v,)) or (_is_ids(v) and v != ()),
     "be a token id, an integer, or several",
     as_id_tuple,
 )

@@ -19,6 +19,7 @@ from ..settings import (
     as_lists,
     BIASES,
     check_settings,
+    Config,
     COUNT,
     CUTOFF,
     documented,
@@ -41,6 +42,8 @@ from .unsupported import INERT, NEUTRAL
 
 
 _DEFAULT_NEW_TOKENS = 20
+
+_OTHERS = {*NEUTRAL, *INERT}
 
 _length = functools.partial(setting, "**Length:**")
 _strategy = functools.partial(setting, "**Strategy:**")
@@ -67,7 +70,21 @@ _DECAY = Kind(
 )
 
 
+def _takes_others(cls: type[Config]) -> type[Config]:
+    """Takes HF's other settings by name too, as a part of `extra`."""
+    init: Any = cls.__init__
+
+    @functools.wraps(init)
+    def with_others(self: Config, **settings: Any) -> None:
+        others = {name: settings.pop(name) for name in _OTHERS & settings.keys()}
+        init(self, **settings | {"extra": {**settings.get("extra", {}), **others}})
+
+    cls.__init__ = with_others
+    return cls
+
+
 @no_type_check  # __post_init__ gives better messages
+@_takes_others
 @documented
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,8 +95,8 @@ class GenerationConfig:
     the model's own `generation_config`, and then from HF's defaults, which are in
     parentheses below.
 
-    `extra` has HF's other settings, kept so that they can be written back. `generate`
-    refuses those that would change its result.
+    `extra` has HF's other settings, kept so that they can be written back. They may be
+    given by name as well. `generate` refuses those that would change its result.
 
     **Raises** `ValueError` naming the field, its value and what is allowed.
 
@@ -328,7 +345,7 @@ class GenerationConfig:
     @classmethod
     def _names(cls) -> set[str]:
         """The names of all of HF's settings that are known here."""
-        return {*settings_of(cls), *NEUTRAL, *INERT}
+        return {*settings_of(cls), *_OTHERS}
 
     @property
     def start_token_id(self) -> int:

@@ -140,4 +140,14 @@ def test_settings_are_not_checked_twice():
     assert {"is_real", "__post_init__", "settled", "from_dict"} <= {
         f.__name__ for f in functions
     }
-    assert not any(hasattr(f, "__wrapped__") for f in functions if f.__name__ != "__repr__")
+    wrapped = {f.__name__ for f in functions if hasattr(f, "__wrapped__")}
+    assert wrapped <= {"__init__", "__repr__"}  # for other reasons
+
+
+def test_hfs_other_settings_by_name():
+    """HF's `GenerationConfig` takes all of its settings by name."""
+    config = eb.GenerationConfig(return_dict_in_generate=True, extra={"task": 1})
+    assert config.to_dict() == {"return_dict_in_generate": True, "task": 1}
+    assert eb.GenerationConfig(num_beam_groups=2).extra == {"num_beam_groups": 2}
+    with pytest.raises(TypeError, match="num_beems"):
+        eb.GenerationConfig(num_beems=2)

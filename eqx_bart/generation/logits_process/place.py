@@ -4,6 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Integer
 
+from ...settings import as_id_tuple
 from .base import count, forbid, LogitsProcessor, Scores, Tokens
 
 
@@ -11,7 +12,7 @@ class MinLengthLogitsProcessor(LogitsProcessor):
     """Keeps a row from ending before it has `min_length` tokens."""
 
     min_length: int = eqx.field(static=True)
-    eos_token_id: tuple[int, ...] = eqx.field(static=True)
+    eos_token_id: tuple[int, ...] = eqx.field(static=True, converter=as_id_tuple)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
@@ -34,7 +35,7 @@ class ForcedEOSTokenLogitsProcessor(LogitsProcessor):
     """Makes one of `eos_token_id` the last token of a row of `max_length`."""
 
     max_length: int = eqx.field(static=True)
-    eos_token_id: tuple[int, ...] = eqx.field(static=True)
+    eos_token_id: tuple[int, ...] = eqx.field(static=True, converter=as_id_tuple)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
@@ -56,7 +57,7 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
 
     start: int = eqx.field(static=True)
     factor: float = eqx.field(static=True)
-    eos_token_id: tuple[int, ...] = eqx.field(static=True)
+    eos_token_id: tuple[int, ...] = eqx.field(static=True, converter=as_id_tuple)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
@@ -71,7 +72,7 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
 class SuppressTokensLogitsProcessor(LogitsProcessor):
     """Forbids tokens."""
 
-    suppress_tokens: tuple[int, ...] = eqx.field(static=True)
+    suppress_tokens: tuple[int, ...] = eqx.field(static=True, converter=as_id_tuple)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
@@ -83,7 +84,7 @@ class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
     """Forbids tokens at the place `begin_index`; in rows whose forced second token is at
     that place, at the next one."""
 
-    begin_suppress_tokens: tuple[int, ...] = eqx.field(static=True)
+    begin_suppress_tokens: tuple[int, ...] = eqx.field(static=True, converter=as_id_tuple)
     begin_index: int = eqx.field(static=True)
     is_bos_forced: bool = eqx.field(static=True, default=False)
 

@@ -124,17 +124,17 @@ def _warpers(config: GenerationConfig) -> Iterator[LogitsProcessor]:
     if config.temperature != 1:
         yield TemperatureLogitsWarper(config.temperature)
     if config.top_k:
-        yield TopKLogitsWarper(max(config.top_k, keep))
+        yield TopKLogitsWarper(config.top_k, min_tokens_to_keep=keep)
     if config.top_p < 1:
-        yield TopPLogitsWarper(config.top_p, keep)
+        yield TopPLogitsWarper(config.top_p, min_tokens_to_keep=keep)
     if config.min_p:
-        yield MinPLogitsWarper(config.min_p, keep)
+        yield MinPLogitsWarper(config.min_p, min_tokens_to_keep=keep)
     if config.typical_p < 1:
-        yield TypicalLogitsWarper(config.typical_p, keep)
+        yield TypicalLogitsWarper(config.typical_p, min_tokens_to_keep=keep)
     if config.epsilon_cutoff:
-        yield EpsilonLogitsWarper(config.epsilon_cutoff, keep)
+        yield EpsilonLogitsWarper(config.epsilon_cutoff, min_tokens_to_keep=keep)
     if config.eta_cutoff:
-        yield EtaLogitsWarper(config.eta_cutoff, keep)
+        yield EtaLogitsWarper(config.eta_cutoff, min_tokens_to_keep=keep)
 
 
 def _needed(

@@ -1,5 +1,7 @@
 """Warpers, which only sampling uses, and the normalisation that comes last."""
 
+from typing import Protocol, runtime_checkable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -24,11 +26,13 @@ class TopKLogitsWarper(LogitsProcessor):
     """Keeps the `top_k` likeliest tokens, and those as likely as the last of them."""
 
     top_k: int = eqx.field(static=True)
+    filter_value: float = eqx.field(static=True, default=-float("inf"))
+    min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
     ) -> Scores:
-        return jnp.where(_is_among_top(scores, self.top_k), scores, -jnp.inf)
+        return _keep(self, scores, _is_among_top(scores, self.top_k), scores)
 
 
 class TopPLogitsWarper(LogitsProcessor):
@@ -39,13 +43,14 @@ class TopPLogitsWarper(LogitsProcessor):
     """
 
     top_p: float = eqx.field(static=True)
+    filter_value: float = eqx.field(static=True, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
     ) -> Scores:
         is_kept = _are_first(-scores, jax.nn.softmax(scores), self.top_p)
-        return _keep(scores, is_kept, scores, self.min_tokens_to_keep)
+        return _keep(self, scores, is_kept, scores)
 
 
 class MinPLogitsWarper(LogitsProcessor):
@@ -55,6 +60,7 @@ class MinPLogitsWarper(LogitsProcessor):
     """
 
     min_p: float = eqx.field(static=True)
+    filter_value: float = eqx.field(static=True, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
     def __call__(
@@ -63,7 +69,7 @@ class MinPLogitsWarper(LogitsProcessor):
         probabilities = jax.nn.softmax(scores)
         top = jnp.max(probabilities, axis=-1, keepdims=True)
         is_kept = probabilities >= self.min_p * top
-        return _keep(scores, is_kept, scores, self.min_tokens_to_keep)
+        return _keep(self, scores, is_kept, scores)
 
 
 class TypicalLogitsWarper(LogitsProcessor):
@@ -74,6 +80,7 @@ class TypicalLogitsWarper(LogitsProcessor):
     """
 
     mass: float = eqx.field(static=True)
+    filter_value: float = eqx.field(static=True, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
     def __call__(
@@ -82,7 +89,7 @@ class TypicalLogitsWarper(LogitsProcessor):
         log_probs = jax.nn.log_softmax(scores)
         surprise = jnp.abs(-log_probs - _entropy(log_probs))
         is_kept = _are_first(surprise, jnp.exp(log_probs), self.mass)
-        return _keep(scores, is_kept, -surprise, self.min_tokens_to_keep)
+        return _keep(self, scores, is_kept, -surprise)
 
 
 class EpsilonLogitsWarper(LogitsProcessor):
@@ -92,13 +99,14 @@ class EpsilonLogitsWarper(LogitsProcessor):
     """
 
     epsilon: float = eqx.field(static=True)
+    filter_value: float = eqx.field(static=True, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
     ) -> Scores:
         is_kept = jax.nn.softmax(scores) >= self.epsilon
-        return _keep(scores, is_kept, scores, self.min_tokens_to_keep)
+        return _keep(self, scores, is_kept, scores)
 
 
 class EtaLogitsWarper(LogitsProcessor):
@@ -108,6 +116,7 @@ class EtaLogitsWarper(LogitsProcessor):
     """
 
     epsilon: float = eqx.field(static=True)
+    filter_value: float = eqx.field(static=True, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
     def __call__(
@@ -116,7 +125,7 @@ class EtaLogitsWarper(LogitsProcessor):
         log_probs = jax.nn.log_softmax(scores)
         eta = self.epsilon**0.5 * jnp.exp(-_entropy(log_probs))
         is_kept = jnp.exp(log_probs) >= jnp.minimum(self.epsilon, eta)
-        return _keep(scores, is_kept, scores, self.min_tokens_to_keep)
+        return _keep(self, scores, is_kept, scores)
 
 
 class LogitNormalization(LogitsProcessor):
@@ -128,14 +137,27 @@ class LogitNormalization(LogitsProcessor):
         return jax.nn.log_softmax(scores)
 
 
+@runtime_checkable
+class _Filter(Protocol):
+    """What warpers that keep some tokens have in common, under HF's names."""
+
+    @property
+    def filter_value(self) -> float: ...
+
+    @property
+    def min_tokens_to_keep(self) -> int: ...
+
+
 def _keep(
+    warper: _Filter,
     scores: Scores,
     is_kept: Bool[Array, "rows vocab"],
     merit: Float[Array, "rows vocab"],
-    at_least: int,
 ) -> Scores:
-    """The scores that are kept, and those of the `at_least` tokens with most `merit`."""
-    return jnp.where(is_kept | _is_among_top(merit, at_least), scores, -jnp.inf)
+    """The scores of what is kept, which includes the tokens with most `merit`; the others
+    get the `filter_value`."""
+    is_kept = is_kept | _is_among_top(merit, warper.min_tokens_to_keep)
+    return jnp.where(is_kept, scores, warper.filter_value)
 
 
 def _is_among_top(scores: Scores, k: int) -> Bool[Array, "rows vocab"]:
