@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast, no_type_check
 
@@ -12,38 +12,19 @@ from .files.errors import CheckpointError
 from .files.hub import locate, split_options
 from .files.json_files import read_json, write_json
 from .nn.activations import ACTIVATIONS
-from .settings import as_id_tuple, is_int, is_real, plain_fields
+from .settings import (
+    as_id_tuple,
+    COUNT,
+    FLAG,
+    FRACTION,
+    is_int,
+    is_real,
+    Kind,
+    nearest,
+    plain_fields,
+)
 
 
-_POSITIVE = (
-    "vocab_size",
-    "max_position_embeddings",
-    "d_model",
-    "encoder_attention_heads",
-    "decoder_attention_heads",
-    "encoder_ffn_dim",
-    "decoder_ffn_dim",
-    "num_labels",
-)
-_MAX_LABELS = 10**6  # a name is made for each
-_NON_NEGATIVE = ("encoder_layers", "decoder_layers")
-_PROBABILITIES = (
-    "dropout",
-    "attention_dropout",
-    "activation_dropout",
-    "classifier_dropout",
-    "encoder_layerdrop",
-    "decoder_layerdrop",
-)
-_TOKEN_IDS = (
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "decoder_start_token_id",
-    "forced_eos_token_id",
-)
-# The settings that may be one token id or more than one.
-_SEVERAL_IDS = ("eos_token_id", "forced_eos_token_id")
 #: The dtypes that weights may have.
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 _PROBLEM_TYPES = (
@@ -51,9 +32,69 @@ _PROBLEM_TYPES = (
     "single_label_classification",
     "multi_label_classification",
 )
+_NUM_LABELS = 3  # unless the config says otherwise
+_MAX_LABELS = 10**6  # a name is made for each
+# The settings that may be one token id or more than one.
+_SEVERAL_IDS = ("eos_token_id", "forced_eos_token_id")
+_TOKEN_IDS = (
+    "pad_token_id",
+    "bos_token_id",
+    *_SEVERAL_IDS,
+    "decoder_start_token_id",
+)
 
-# Names that older files use, and the field that each one is today.
-_LEGACY_NAMES = {
+_ID = Kind(lambda v: v is None or is_int(v), "be a token id, an integer, or none")
+_IDS = Kind(
+    lambda v: _ID.is_valid(v) or (isinstance(v, tuple) and all(map(is_int, v))),
+    "be a token id, an integer, or several, or none",
+)
+_DEVIATION = Kind(lambda v: is_real(v) and v >= 0, "be 0 or more")
+_POSITIVE = Kind(lambda v: is_int(v) and v > 0, "be a positive integer")
+
+
+def _one_of(names: Iterable[str], *, or_none: bool = True) -> Kind:
+    names = tuple(names)
+    return Kind(
+        lambda v: (or_none and v is None) or (isinstance(v, str) and v in names),
+        f"be one of {', '.join(names)}{', or none' if or_none else ''}",
+    )
+
+
+# What every model reads, which is checked when a config is made.
+_EVERY_MODEL_READS = {
+    "vocab_size": _POSITIVE,
+    "max_position_embeddings": _POSITIVE,
+    "d_model": _POSITIVE,
+    "encoder_attention_heads": _POSITIVE,
+    "decoder_attention_heads": _POSITIVE,
+    "encoder_ffn_dim": _POSITIVE,
+    "decoder_ffn_dim": _POSITIVE,
+    "encoder_layers": COUNT,
+    "decoder_layers": COUNT,
+    "dropout": FRACTION,
+    "attention_dropout": FRACTION,
+    "activation_dropout": FRACTION,
+    "encoder_layerdrop": FRACTION,
+    "decoder_layerdrop": FRACTION,
+    "init_std": _DEVIATION,
+    "scale_embedding": FLAG,
+    "tie_word_embeddings": FLAG,
+    "activation_function": _one_of(sorted(ACTIVATIONS), or_none=False),
+    **{name: _IDS if name in _SEVERAL_IDS else _ID for name in _TOKEN_IDS},
+}
+# What only some models or calls read, which they check with `BartConfig.check`.
+_SOME_READ = {
+    "num_labels": Kind(
+        lambda v: is_int(v) and 0 < v <= _MAX_LABELS,
+        f"be a positive integer, at most {_MAX_LABELS}",
+    ),
+    "classifier_dropout": FRACTION,
+    "problem_type": _one_of(_PROBLEM_TYPES),
+    "dtype": _one_of(DTYPES),
+}
+
+# Names that HF, or older files, use for a field.
+_OTHER_NAMES = {
     "hidden_size": "d_model",
     "num_hidden_layers": "encoder_layers",
     "num_attention_heads": "encoder_attention_heads",
@@ -61,6 +102,8 @@ _LEGACY_NAMES = {
     "_num_labels": "num_labels",
     "torch_dtype": "dtype",
 }
+#: The settings of a `config.json` that say how many labels there are.
+LABEL_SETTINGS = ("id2label", "num_labels", "_num_labels")
 
 #: The `model_type` of a BART in `config.json`, and of another model made of its parts.
 MODEL_TYPE, CUSTOM_MODEL_TYPE = "bart", "eqx_bart"
@@ -92,14 +135,17 @@ class BartConfig:
     - `scale_embedding`: multiply token embeddings by `sqrt(d_model)`.
     - `encoder_layerdrop`, `decoder_layerdrop`: the probability that training skips a
         layer (arXiv:1909.11556).
-    - `eos_token_id`, `forced_eos_token_id`: one id, or a tuple of ids.
+    - `eos_token_id`, `forced_eos_token_id`: one id, or a tuple of ids. That an id is in the
+        vocabulary is checked where it is used.
     - `dtype`: the dtype in which `from_pretrained` loads the weights by default; `None` for
         the one in which they are stored. A model's arrays may since have another.
-    - `id2label`: the label names in the order of their ids; `LABEL_0`, ... unless given.
+    - `id2label`: the names of the labels by their ids, or in the order of their ids;
+        `LABEL_0`, ... unless given.
     - `extra`: every other key of `config.json`, kept so that it can be written back.
         No model reads it.
 
-    **Raises** `ValueError` naming the field, its value and what is allowed.
+    **Raises** `ValueError` naming the field, its value and what is allowed. What only some
+    models read is checked when such a model is made; see `check`.
 
     Source: Lewis et al. 2019 (arXiv:1910.13461), section 2; HF's `BartConfig`.
     """
@@ -129,7 +175,7 @@ class BartConfig:
     decoder_start_token_id: int | None = 2
     forced_eos_token_id: int | tuple[int, ...] | None = 2
     num_labels: int = cast("int", None)  # __post_init__ settles both of these
-    id2label: tuple[str, ...] = cast("tuple[str, ...]", None)
+    id2label: Mapping[int, str] = dataclasses.field(default=cast("Any", None), hash=False)
     problem_type: str | None = None
     dtype: str | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
@@ -147,78 +193,55 @@ class BartConfig:
 
     def _settle_labels(self) -> None:
         """Fills in `num_labels` and `id2label`, where they were left out."""
-        names: Any = self.id2label
-        count: Any = self.num_labels
-        if names is not None:
-            names = _ordered_labels(names)
-            count = len(names) if count is None else count
-        count = 3 if count is None else count
-        if is_int(count) and count > _MAX_LABELS:
-            raise ValueError(
-                f"BartConfig: num_labels must be at most {_MAX_LABELS}; it is {count}."
-            )
-        if names is None or names == _label_names(len(names)):
-            names = _label_names(count) if is_int(count) else ()
+        count, given = cast("Any", self.num_labels), cast("Any", self.id2label)
+        names = None if given is None else _by_id(given)
+        if count is None:
+            count = _NUM_LABELS if names is None else len(names)
+        if names is None or (names != {} and names == _label_names(len(names))):
+            names = _label_names(count)
         self._set("num_labels", count)
         self._set("id2label", names)
 
     def _validate(self) -> None:
-        for name in _POSITIVE:
-            _check(self, name, lambda v: is_int(v) and v > 0, "be a positive integer")
-        for name in _NON_NEGATIVE:
-            _check(self, name, lambda v: is_int(v) and v >= 0, "be an integer, 0 or more")
-        for name in _PROBABILITIES:
-            _check(self, name, lambda v: is_real(v) and 0 <= v < 1, "lie in [0, 1)")
-        _check(self, "init_std", lambda v: is_real(v) and v >= 0, "be 0 or more")
-        for name in (*_PROBABILITIES, "init_std"):
-            self._set(name, float(getattr(self, name)))
-        for name in ("scale_embedding", "tie_word_embeddings"):
-            _check(self, name, lambda v: isinstance(v, bool), "be true or false")
+        self.check(*_EVERY_MODEL_READS)
+        for name, kind in (_EVERY_MODEL_READS | _SOME_READ).items():
+            if kind in (FRACTION, _DEVIATION) and is_real(getattr(self, name)):
+                self._set(name, float(getattr(self, name)))
         for side in ("encoder", "decoder"):
-            _check(
-                self,
-                f"{side}_attention_heads",
-                lambda heads: self.d_model % heads == 0,
-                f"divide d_model={self.d_model}",
-            )
-        _check(
-            self,
-            "activation_function",
-            lambda v: isinstance(v, str) and v in ACTIVATIONS,
-            f"be one of {', '.join(sorted(ACTIVATIONS))}",
-        )
-        for name in _TOKEN_IDS:
-            _check(
-                self,
-                name,
-                lambda v, name=name: self._is_token_id(v, several=name in _SEVERAL_IDS),
-                f"be an id below vocab_size={self.vocab_size}, or none",
-            )
-        _check(
-            self,
-            "id2label",
-            lambda v: len(v) == self.num_labels and all(isinstance(x, str) for x in v),
-            f"name each of the num_labels={self.num_labels} labels",
-        )
-        _check(
-            self,
-            "problem_type",
-            lambda v: v is None or v in _PROBLEM_TYPES,
-            f"be one of {', '.join(_PROBLEM_TYPES)}, or none",
-        )
-        _check(
-            self,
-            "dtype",
-            lambda v: v is None or v in DTYPES,
-            f"be one of {', '.join(DTYPES)}, or none",
-        )
+            name = f"{side}_attention_heads"
+            if self.d_model % getattr(self, name):
+                raise self._error(name, f"divide d_model={self.d_model}")
 
-    def _is_token_id(self, value: Any, *, several: bool) -> bool:
-        if several and isinstance(value, tuple):
-            return len(value) > 0 and all(
-                i is not None and self._is_token_id(i, several=False) for i in value
+    def check(self, *names: str) -> None:
+        """Checks settings that only some models read; who reads one must call this.
+
+        **Raises** `ValueError` as the class does.
+        """
+        for name in names:
+            kind = (_EVERY_MODEL_READS | _SOME_READ)[name]
+            if not kind.is_valid(getattr(self, name)):
+                raise self._error(name, kind.words)
+
+    def check_labels(self) -> None:
+        """**Raises** `ValueError` if `num_labels` is no number of labels, or not that of
+        the names in `id2label`."""
+        self.check("num_labels")
+        if len(self.id2label) != self.num_labels:
+            raise self._error(
+                "id2label", f"name each of the num_labels={self.num_labels} labels"
             )
-        return value is None or (is_int(value) and 0 <= value < self.vocab_size)
+
+    def check_ids(self) -> None:
+        """**Raises** `ValueError` if a special token lies outside the vocabulary."""
+        for name in _TOKEN_IDS:
+            if any(not 0 <= i < self.vocab_size for i in as_id_tuple(getattr(self, name))):
+                raise self._error(
+                    name, f"be an id below vocab_size={self.vocab_size}, or none"
+                )
+
+    def _error(self, name: str, expected: str) -> ValueError:
+        value = getattr(self, name)
+        return ValueError(f"BartConfig: {name} must {expected}; it is {value!r}.")
 
     @property
     def architecture(self) -> str | None:
@@ -255,14 +278,10 @@ class BartConfig:
                 )
         if not is_custom:
             values.pop("model_type", None)
+        values = _with_our_names(values)
         if values.get("id2label") is not None:
-            values.pop("_num_labels", None)
-        for old, new in _LEGACY_NAMES.items():
-            if old in values:
-                values.setdefault(new, values.pop(old))
-        if values.get("id2label") is not None:
-            values["id2label"] = _ordered_labels(values["id2label"])
-            if values.get("label2id") == _inverse(values["id2label"]):
+            values["id2label"] = _by_id(values["id2label"])
+            if "label2id" in values and values["label2id"] == _inverse(values["id2label"]):
                 del values["label2id"]
         fields = {field.name for field in dataclasses.fields(cls)} - {"extra"}
         nullable = {*_TOKEN_IDS, "problem_type"}
@@ -281,9 +300,11 @@ class BartConfig:
         }
         extra = copy.deepcopy(values.pop("extra"))
         labels = values["id2label"]
-        values["id2label"] = {str(i): label for i, label in enumerate(labels)}
-        values["label2id"] = _inverse(labels)
-        del values["num_labels"]
+        values["id2label"] = {str(i): label for i, label in labels.items()}
+        if (inverse := _inverse(labels)) is not None:
+            values["label2id"] = inverse
+        if len(labels) == values["num_labels"]:
+            del values["num_labels"]
         for name in _SEVERAL_IDS:
             if isinstance(values[name], tuple):
                 values[name] = list(values[name])
@@ -298,60 +319,102 @@ class BartConfig:
         - `path`: the file, the directory that holds it, or the name of a model on the
             Hugging Face hub.
         - `options`: for the hub `revision`, `token`, `cache_dir` and `local_files_only`,
-            see `HubOptions`; and fields that replace those of the file. Another
-            `num_labels` replaces the names of the labels too.
+            see `HubOptions`; and settings that replace those of the file, see `updated`.
 
         **Raises** `CheckpointError` if there is nothing at `path`, if the hub does not
         provide it, or if it is not the JSON of a BART config; `FileNotFoundError` if the
-        directory holds no such file.
+        directory holds no such file; `TypeError` if there is no such setting.
         """
         hub, overrides = split_options(options)
         path = locate(path, weights=False, **hub)
         values = read_json(path, "config.json")
+        overrides = _known(overrides, values)
         try:
-            if overrides.get("num_labels") not in (
-                None,
-                len(values.get("id2label") or ()),
-            ):
-                values.pop("id2label", None)
-                values.pop("label2id", None)
-            return cls.from_dict({**values, **overrides})
+            return cls.from_dict(_overridden(values, overrides))
         except Exception as error:
             changed = f" with {overrides}" if overrides else ""
             raise CheckpointError(f"config.json at {path}{changed}: {error}") from error
+
+    def updated(self, **overrides: Any) -> "BartConfig":
+        """This config with other settings.
+
+        **Arguments:**
+
+        - `overrides`: settings by their names, or by HF's other names for them, such as
+            `hidden_size`. Another `num_labels` replaces the names of the labels too, and
+            `id2label` their number.
+
+        **Raises** `TypeError` if there is no such setting, `ValueError` as the class does.
+        """
+        values = self.to_dict()
+        return self.from_dict(_overridden(values, _known(overrides, values)))
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes `config.json` into `directory`, which is made if needed."""
         write_json(Path(directory), "config.json", self.to_dict())
 
 
-def _check(config: BartConfig, name: str, is_valid: Any, expected: str) -> None:
-    value = getattr(config, name)
-    if not is_valid(value):
-        raise ValueError(f"BartConfig: {name} must {expected}; it is {value!r}.")
+def _known(overrides: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides by the names of fields; `values` has what else the config says.
+
+    **Raises** `TypeError` if one is neither, or if one setting is named twice.
+    """
+    fields = {field.name for field in dataclasses.fields(BartConfig)} - {"extra"}
+    known = fields | _OTHER_NAMES.keys() | values.keys() | {"label2id"}
+    for name in overrides:
+        if name not in known:
+            raise TypeError(
+                f"BartConfig has no setting {name!r}{nearest(name, known)}. Settings of "
+                "generate belong to generation_config."
+            )
+        if (ours := _OTHER_NAMES.get(name)) in overrides:
+            raise TypeError(f"{name} and {ours} are one setting: pass one of them.")
+    return _with_our_names(overrides)
 
 
-def _label_names(count: int) -> tuple[str, ...]:
-    return tuple(f"LABEL_{i}" for i in range(count))
+def _overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of a `config.json` with some of it replaced."""
+    values = _with_our_names(values)
+    names = values.get("id2label") or ()
+    if "id2label" in overrides or overrides.get("num_labels") not in (None, len(names)):
+        for name in ("id2label", "label2id", "num_labels"):
+            values.pop(name, None)
+    return values | dict(overrides)
 
 
-def _ordered_labels(id2label: Any) -> tuple[str, ...]:
-    """The labels of HF's `{"0": name, ...}`, or a sequence, in the order of their ids."""
+def _with_our_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` by the names of fields, which go before HF's other names for them."""
+    values = dict(values)
+    if values.get("id2label") is not None:
+        values.pop("_num_labels", None)
+    for other, name in _OTHER_NAMES.items():
+        if other in values:
+            values.setdefault(name, values.pop(other))
+    return values
+
+
+def _label_names(count: Any) -> dict[int, str]:
+    is_possible = is_int(count) and count <= _MAX_LABELS
+    return {i: f"LABEL_{i}" for i in range(count)} if is_possible else {}
+
+
+def _by_id(id2label: Any) -> dict[int, Any]:
+    """The labels of HF's `{"0": name, ...}`, or a sequence of names, by their ids.
+
+    **Raises** `ValueError` if they are neither.
+    """
     if not isinstance(id2label, Mapping):
-        return tuple(id2label)
+        return dict(enumerate(id2label))
     try:
-        by_id = {int(i): label for i, label in id2label.items()}
+        return {int(i): label for i, label in id2label.items()}
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"BartConfig: id2label has a key that is no id: {error}."
         ) from error
-    if sorted(by_id) != list(range(len(by_id))):
-        raise ValueError(
-            f"BartConfig: id2label must name the ids 0 to {len(by_id) - 1}; it names "
-            f"{sorted(by_id)}."
-        )
-    return tuple(by_id[i] for i in range(len(by_id)))
 
 
-def _inverse(labels: tuple[str, ...]) -> dict[str, int]:
-    return {label: i for i, label in enumerate(labels)}
+def _inverse(labels: Mapping[int, Any]) -> dict[str, int] | None:
+    """HF's `label2id`; `None` if there are labels that are no names."""
+    if not all(isinstance(label, str) for label in labels.values()):
+        return None
+    return {label: i for i, label in labels.items()}

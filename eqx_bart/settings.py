@@ -1,6 +1,7 @@
 """Settings: fields of a config, each declared once, with its check and its meaning."""
 
 import dataclasses
+import difflib
 import functools
 import inspect
 import itertools
@@ -33,6 +34,12 @@ def as_id_tuple(ids: int | Iterable[int] | None) -> tuple[int, ...]:
     if ids is None:
         return ()
     return (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one that is meant, if any."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; do you mean {close[0]!r}?" if close else ""
 
 
 def plain_fields(config: Any) -> None:

@@ -83,6 +83,8 @@ _IGNORABLE = (
 )
 _IGNORABLE_BY_DECODER = (r"shared\.weight", r"encoder\..+")
 _TRUNK = r"(shared|encoder|decoder)\..+"
+# The tensor of a head that has a row for each label.
+_LABEL_HEAD = r"(.+\.)?classification_head\.out_proj\.weight"
 
 
 def canonical(name: str) -> str:
@@ -112,6 +114,11 @@ def is_ignorable(name: str, *, decoder_only: bool) -> bool:
 def is_trunk(name: str) -> bool:
     """Whether a tensor belongs to the encoder-decoder itself, not to a head."""
     return re.fullmatch(_TRUNK, name) is not None
+
+
+def is_label_head(name: str) -> bool:
+    """Whether a tensor has a row for each label of a classifier."""
+    return re.fullmatch(_LABEL_HEAD, name) is not None
 
 
 @dataclasses.dataclass(frozen=True)

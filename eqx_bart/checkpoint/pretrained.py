@@ -4,35 +4,39 @@ import abc
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, ClassVar, Self, TypeVar
 
 import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray
 
-from ..config import BartConfig, CUSTOM_MODEL_TYPE, MODEL_TYPE
+from ..config import BartConfig, CUSTOM_MODEL_TYPE, LABEL_SETTINGS, MODEL_TYPE
 from ..files.errors import CheckpointError
-from ..files.formats import find_weights
-from ..files.hub import HubOptions, locate
-from ..files.json_files import write_json
+from ..files.formats import find_weights, Weights
+from ..files.hub import locate, split_options
+from ..files.json_files import read_json, write_json
 from ..files.tensors import StoredTensor
 from ..files.writing import num_bytes, replacing, write_weights
 from .architecture import differences, library_class, overrides, unstorable
 from .loading import load_weights, to_tensors
+from .names import is_label_head
 from .vocabulary import resize_vocabulary
 
 
 #: The directory of the model that comes with the package: English words to phonemes.
 BUILTIN_MODEL = Path(__file__).parents[1] / "g2p"
 
-
 _FEW_LAYERS = 64
+
+Model = TypeVar("Model", bound=eqx.Module)
 
 
 class PretrainedModel(eqx.Module):
     """The base of all models: it has a config and weights, and is stored in a directory."""
 
     config: eqx.AbstractVar[BartConfig]
+    #: The arguments of `__init__`, besides the config, that `from_pretrained` takes too.
+    _setting_names: ClassVar[frozenset[str]] = frozenset()
 
     @abc.abstractmethod
     def __init__(self, config: BartConfig, *, key: PRNGKeyArray): ...
@@ -46,7 +50,7 @@ class PretrainedModel(eqx.Module):
         dtype: Any = None,
         key: PRNGKeyArray | None = None,
         ignore_mismatched_sizes: bool = False,
-        **hub: Unpack[HubOptions],
+        **options: Any,
     ) -> Self:
         """Loads a checkpoint that HF's PyTorch or Flax BART, or `save_pretrained`, wrote.
 
@@ -63,23 +67,32 @@ class PretrainedModel(eqx.Module):
         - `ignore_mismatched_sizes`: if the config has another vocabulary size than the
             checkpoint, keep the tokens that both have and draw the others; if it has
             another head, draw that. By default, these are errors.
-        - `hub`: `revision`, `token`, `cache_dir` and `local_files_only`; see
-            `HubOptions`.
+        - `options`: for the hub `revision`, `token`, `cache_dir` and `local_files_only`,
+            see `HubOptions`; settings that replace those of the config, such as
+            `num_labels=5`, see `BartConfig.updated`; and, for a model that generates,
+            `generation_config`, whose settings override those of the checkpoint.
 
         **Returns** the model, in inference mode.
 
         **Raises** `CheckpointError` if a file is malformed, if the hub does not provide it,
         or if tensors are missing, unexpected or of another shape than the config says,
-        naming all of them; `FileNotFoundError` if there is no config.
+        naming them; `FileNotFoundError` if there is no config; `TypeError` if there is no
+        such option.
         """
+        hub, overrides = split_options(options)
+        given = {x: overrides.pop(x) for x in cls._setting_names & overrides.keys()}
         path = locate(path, weights=True, **hub)
         weights = find_weights(path)
         directory = weights.file.parent
-        config = config or BartConfig.from_pretrained(directory)
+        if config is None:
+            config, tensors = read_config(weights, overrides)
+        else:
+            config, tensors = config.updated(**overrides), weights.read()
         check_class(cls, config)
-        settings = cls._read_settings(directory, config)
-        tensors = weights.read()
+        settings = cls._read_settings(directory, config, given)
         check_layers(config, tensors)
+        if dtype is None:
+            config.check("dtype")
 
         def build(key: PRNGKeyArray) -> Any:
             return eqx.nn.inference_mode(cls(config, key=key, **settings))
@@ -117,6 +130,8 @@ class PretrainedModel(eqx.Module):
         Source: HF's method of this name.
         """
         config = dataclasses.replace(self.config, vocab_size=new_num_tokens)
+        if new_num_tokens < self.config.vocab_size:
+            config.check_ids()
         is_drawn = new_num_tokens > self.config.vocab_size and not mean_resizing
         if is_drawn and key is None:
             raise ValueError(
@@ -129,13 +144,7 @@ class PretrainedModel(eqx.Module):
     def with_config(self, config: BartConfig) -> Self:
         """The model with another config, in itself and in its trunk. The arrays do not
         change: the caller must check that the config describes them."""
-
-        def is_config(part: Any) -> bool:
-            return isinstance(part, BartConfig)
-
-        return jax.tree.map(
-            lambda x: config if is_config(x) else x, self, is_leaf=is_config
-        )
+        return replace_parts(self, BartConfig, config)
 
     def save_pretrained(
         self, directory: str | Path, *, max_shard_size: int | str = "50GB"
@@ -181,8 +190,10 @@ class PretrainedModel(eqx.Module):
             self._write_settings(new)
 
     @classmethod
-    def _read_settings(cls, directory: Path, config: BartConfig) -> dict[str, Any]:
-        """Further arguments of `__init__`, read from the directory."""
+    def _read_settings(
+        cls, directory: Path, config: BartConfig, given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Further arguments of `__init__`: read from the directory, and `given`."""
         return {}
 
     def _settings(self) -> dict[str, Any]:
@@ -217,6 +228,15 @@ class PretrainedModel(eqx.Module):
         return {"architectures": [cls.__name__], "model_type": CUSTOM_MODEL_TYPE}
 
 
+def replace_parts(model: Model, kind: type, new: Any) -> Model:
+    """`model` with `new` in place of every part of this kind."""
+
+    def is_part(part: Any) -> bool:
+        return isinstance(part, kind)
+
+    return jax.tree.map(lambda x: new if is_part(x) else x, model, is_leaf=is_part)
+
+
 def _template(cls: Any, config: BartConfig, settings: dict[str, Any]) -> Any:
     """The shapes of a model of this class and config."""
 
@@ -224,6 +244,28 @@ def _template(cls: Any, config: BartConfig, settings: dict[str, Any]) -> Any:
         return cls(config, key=key, **settings)
 
     return eqx.filter_eval_shape(build, jax.random.key(0))
+
+
+def read_config(
+    weights: Weights, overrides: Mapping[str, Any]
+) -> tuple[BartConfig, dict[str, StoredTensor]]:
+    """The config beside `weights`, with settings replaced as `BartConfig.updated` does; and
+    the tensors. Where the config is silent about labels, a classifier's head has as many as
+    it has rows: HF leaves them out if there are two, though its default is three.
+
+    **Raises** as `BartConfig.from_pretrained` and `Weights.read` do.
+    """
+    directory = weights.file.parent
+    values = read_json(directory, "config.json")
+    config, tensors = (
+        BartConfig.from_pretrained(directory, **overrides),
+        weights.read(),
+    )
+    is_silent = not any(x in values or x in overrides for x in LABEL_SETTINGS)
+    heads = [x.shape for name, x in tensors.items() if is_label_head(name)]
+    if is_silent and len(heads) == 1 and heads[0]:
+        config = config.updated(num_labels=heads[0][0])
+    return config, tensors
 
 
 def check_class(cls: type, config: BartConfig) -> None:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from ..checkpoint.matching import match
 from ..checkpoint.names import canonical
-from ..checkpoint.pretrained import check_layers
+from ..checkpoint.pretrained import check_layers, read_config
 from ..config import BartConfig, DTYPES
 from ..files.formats import find_weights
 from ..files.hub import locate
@@ -94,8 +94,8 @@ def _info(args: argparse.Namespace) -> None:
 def _about(checkpoint: str) -> dict[str, Any]:
     """What `info` says, in JSON's types."""
     weights = find_weights(locate(checkpoint, weights=True))
-    config = BartConfig.from_pretrained(weights.file.parent)
-    cls, tensors = _model_class(config), weights.read()
+    config, tensors = read_config(weights, {})
+    cls = _model_class(config)
     check_layers(config, tensors)
     found = match(eqx.filter_eval_shape(cls, config, key=jax.random.key(0)), tensors)
     parts: dict[tuple[str, str], list[Any]] = {}

@@ -19,11 +19,23 @@ from .seq2seq import AbstractTrunk, seq2seq_states, Seq2SeqModel
 
 
 def token_embedding(config: BartConfig, *, key: PRNGKeyArray) -> Embedding:
-    """A table of token embeddings for a model of this config."""
+    """A table of token embeddings for a model of this config.
+
+    **Raises** `ValueError` if the config's `pad_token_id` is outside the table. One below 0
+    counts from the end, as in PyTorch.
+    """
+    padding_idx, size = config.pad_token_id, config.vocab_size
+    if padding_idx is not None:
+        if not -size <= padding_idx < size:
+            raise ValueError(
+                f"BartConfig: pad_token_id={padding_idx} is outside the vocabulary of "
+                f"{size}: it must be an id below {size}, or none."
+            )
+        padding_idx %= size
     return Embedding(
-        config.vocab_size,
+        size,
         config.d_model,
-        padding_idx=config.pad_token_id,
+        padding_idx=padding_idx,
         scale=math.sqrt(config.d_model) if config.scale_embedding else 1.0,
         init_std=config.init_std,
         key=key,

@@ -2,14 +2,15 @@
 
 import abc
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
-from ..checkpoint.pretrained import PretrainedModel
+from ..checkpoint.pretrained import PretrainedModel, replace_parts
 from ..config import BartConfig
 from ..files.errors import CheckpointError
 from ..generation.config import GenerationConfig
@@ -28,6 +29,9 @@ from .outputs import (
     BaseModelOutputWithCrossAttentions,
     CausalLMOutputWithCrossAttentions,
 )
+
+
+ModelT = TypeVar("ModelT", bound="LanguageModel")
 
 
 class Projection(eqx.Module):
@@ -101,6 +105,8 @@ def new_lm_head(config: BartConfig, *, key: PRNGKeyArray) -> Linear | None:
 
 class LanguageModel(PretrainedModel, GenerationMixin):
     """What both models with a language-modelling head share: the head, and generation."""
+
+    _setting_names = frozenset({"generation_config"})
 
     lm_head: eqx.AbstractVar[AbstractLinear | None]
     head: eqx.AbstractVar[AbstractLMHead | None]
@@ -182,15 +188,34 @@ class LanguageModel(PretrainedModel, GenerationMixin):
         )
         return self.logits(decoded, cache.source), decoded.cross_attentions, cache
 
+    def with_generation_config(  # noqa: PYI019  # beartype knows no Self in a method
+        self: ModelT, generation_config: GenerationConfig | None = None, **overrides: Any
+    ) -> ModelT:
+        """The model with other defaults of `generate`.
+
+        **Arguments:**
+
+        - `generation_config`: settings that override the model's own.
+        - `overrides`: settings by name that override all others; `None` takes one away.
+
+        **Raises** as `generate` does.
+        """
+        new = self.generation_config.updated(generation_config, overrides)
+        return replace_parts(self, GenerationConfig, new)
+
     @classmethod
-    def _read_settings(cls, directory: Path, config: BartConfig) -> dict[str, Any]:
+    def _read_settings(
+        cls, directory: Path, config: BartConfig, given: Mapping[str, Any]
+    ) -> dict[str, Any]:
         _warn_of_another_head(cls.__name__, config)
-        if (directory / "generation_config.json").is_file():
-            return {"generation_config": GenerationConfig.from_pretrained(directory)}
         try:
-            return {"generation_config": GenerationConfig.from_model_config(config)}
+            if (directory / "generation_config.json").is_file():
+                own = GenerationConfig.from_pretrained(directory)
+            else:
+                own = GenerationConfig.from_model_config(config)
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"config.json at {directory}: {error}") from error
+        return {"generation_config": own.updated(given.get("generation_config"), {})}
 
     def _settings(self) -> dict[str, Any]:
         return {"generation_config": self.generation_config}

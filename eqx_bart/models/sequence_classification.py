@@ -31,6 +31,8 @@ class ClassificationHead(eqx.Module):
     dropout: eqx.nn.Dropout
 
     def __init__(self, config: BartConfig, *, key: PRNGKeyArray):
+        config.check_labels()
+        config.check("classifier_dropout")
         dense_key, out_key = jax.random.split(key)
         d_model, std = config.d_model, config.init_std
         self.dense = Linear(d_model, d_model, init_std=std, key=dense_key)

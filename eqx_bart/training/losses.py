@@ -240,6 +240,7 @@ def classification_loss(
 
     Source: HF's `BartForSequenceClassification.forward`.
     """
+    config.check("problem_type")
     problem_type = config.problem_type or _problem_type(labels, config.num_labels)
     if problem_type == "single_label_classification":
         if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):

@@ -426,3 +426,77 @@ def test_another_head_than_the_config(config, getkey, tmp_path):
     assert loaded.classification_head.out_proj.weight.shape == (24, 7)
     assert_same(loaded.classification_head.dense, model.classification_head.dense)
     assert_same(loaded.model, model.model)
+
+
+def test_a_new_head_in_one_call(saved, getkey):
+    model, directory = saved
+    load = eb.BartForSequenceClassification.from_pretrained
+    names = {0: "bad", 1: "fair", 2: "good", 3: "fine", 4: "best"}
+    with pytest.warns(UserWarning, match=r"classification_head.*drawn at random"):
+        classifier = load(
+            directory, id2label=names, torch_dtype="bfloat16", revision=None, key=getkey()
+        )
+    assert classifier.config.id2label == names
+    assert classifier.classification_head.out_proj.weight.shape == (24, 5)
+    assert classifier.model.shared.weight.dtype == jnp.bfloat16
+    assert_same(
+        classifier.model.shared.weight, model.model.shared.weight.astype("bfloat16")
+    )
+    given = dataclasses.replace(model.config, dropout=0.25)
+    with pytest.warns(UserWarning, match=r"drawn at random"):
+        classifier = load(directory, config=given, num_labels=2, key=getkey())
+    assert (classifier.config.num_labels, classifier.config.dropout) == (2, 0.25)
+
+
+def test_a_head_says_how_many_labels_where_the_config_is_silent(tmp_path):
+    """HF writes no labels if there are two, and cannot read its own file back."""
+    config = random_config(np.random.default_rng(0))
+    config.num_labels = 2
+    theirs = random_model("BartForSequenceClassification", config, 0, torch.float32)
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    values = json.loads(file.read_text())
+    assert not {"num_labels", "id2label"} & values.keys()
+    ids = random_ids(np.random.default_rng(1), config, 2, 6)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(ids)).logits
+    load = eb.BartForSequenceClassification.from_pretrained
+    ours = load(tmp_path)
+    assert ours.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+    assert_close(ours(ids).logits, expected, 1e-5)
+    with pytest.raises(eb.CheckpointError, match=r"out_proj.weight: .* shape \[2, "):
+        load(tmp_path, num_labels=4)
+    for said in ({"num_labels": 3}, {"id2label": {"0": "a", "1": "b", "2": "c"}}):
+        file.write_text(json.dumps(values | said))
+        with pytest.raises(eb.CheckpointError, match=r"out_proj.weight: .* shape \[2, "):
+            load(tmp_path)
+
+
+def test_settings_of_a_model_are_changed_for_good(saved):
+    model, directory = saved
+    ids = np.array([[5, 6, 7, 2]])
+    changed = eb.GenerationConfig(num_beams=3, max_new_tokens=5)
+    loaded = eb.BartForConditionalGeneration.from_pretrained(
+        directory, generation_config=changed
+    )
+    in_memory = model.with_generation_config(changed)
+    start = model.config.decoder_start_token_id
+    for new in (loaded, in_memory):
+        own = new.generation_config
+        assert (own.num_beams, own.max_new_tokens) == (3, 5)
+        assert own.decoder_start_token_id == start  # the checkpoint's
+        assert np.array_equal(
+            new.generate(ids).sequences,
+            model.generate(ids, num_beams=3, max_new_tokens=5).sequences,
+        )
+    by_name = in_memory.with_generation_config(num_beams=1, max_new_tokens=None)
+    assert by_name.generation_config == model.with_generation_config(
+        num_beams=1
+    ).generation_config.updated(None, {"max_new_tokens": None})
+    in_memory.save_pretrained(directory)
+    again = eb.BartForConditionalGeneration.from_pretrained(directory)
+    assert again.generation_config == in_memory.generation_config
+    with pytest.raises(TypeError, match="no setting beams"):
+        model.with_generation_config(beams=2)
+    with pytest.raises(TypeError, match="no setting 'generation_config'"):
+        eb.BartModel.from_pretrained(directory, generation_config=changed)
