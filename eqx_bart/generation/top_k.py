@@ -13,7 +13,7 @@ _BLOCK = 64
 def top_k(
     x: Float[Array, "rows length"], k: int
 ) -> tuple[Float[Array, "rows {k}"], Integer[Array, "rows {k}"]]:
-    """What `jax.lax.top_k` gives, in one pass over `x`.
+    """What `jax.lax.top_k` gives, in one pass over `x`: of equal entries the first.
 
     The k largest entries are in the k blocks with the largest maxima. Inside a loop, XLA's
     own `top_k` sorts each row completely, which for a vocabulary takes longer than the rest
