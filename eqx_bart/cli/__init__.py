@@ -2,12 +2,13 @@
 
 import argparse
 import importlib.metadata
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from .checkpoint import add_convert, add_info
-from .common import InputError
+from .common import InputError, report
 from .generate import add_generate
 
 
@@ -15,18 +16,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0, 1 for bad input, 2 for bad
     usage."""
     args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
     try:
-        args.run(args)
+        status: int = args.run(args)
+        sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (InputError, ValueError, OSError) as error:
-        message = " ".join(str(error).split())
-        print(f"eqx-bart: error: {message}", file=sys.stderr)
+        report(error)
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:

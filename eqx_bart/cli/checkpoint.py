@@ -81,7 +81,7 @@ def add_convert(commands: Any) -> None:
     add("--overwrite", action="store_true", help="replace safetensors that are there")
 
 
-def _info(args: argparse.Namespace) -> None:
+def _info(args: argparse.Namespace) -> int:
     about = _about(args.checkpoint)
     if args.json:
         print(json.dumps(about, indent=2))
@@ -89,6 +89,7 @@ def _info(args: argparse.Namespace) -> None:
         _print_about(about)
     if about["problems"]:
         raise InputError(f"{about['model']} cannot be loaded from {args.checkpoint}")
+    return 0
 
 
 def _about(checkpoint: str) -> dict[str, Any]:
@@ -184,7 +185,7 @@ def _summary(config: dict[str, Any]) -> str:
     )
 
 
-def _convert(args: argparse.Namespace) -> None:
+def _convert(args: argparse.Namespace) -> int:
     if not args.overwrite and any(args.destination.glob("model*.safetensors*")):
         raise InputError(
             f"{args.destination} holds safetensors already: pass --overwrite to replace "
@@ -192,7 +193,7 @@ def _convert(args: argparse.Namespace) -> None:
         )
     source = locate(args.source, weights=True)
     cls = _model_class(BartConfig.from_pretrained(find_weights(source).file.parent))
-    with jax.enable_x64(True), progress_bar(is_long=True) as progress:  # noqa: FBT003
+    with jax.enable_x64(True), progress_bar() as progress:  # noqa: FBT003
         task = progress.add_task("reading", total=3)
         model = cls.from_pretrained(source, dtype=args.dtype)
         progress.update(task, advance=1, description="writing")
@@ -203,6 +204,7 @@ def _convert(args: argparse.Namespace) -> None:
             raise InputError(f"{args.destination} reads back differently from {source}")
         progress.update(task, advance=1)
     print(f"{args.destination}: {cls.__name__}, read back and the same")
+    return 0
 
 
 def _copy_tokenizer(source: Path, destination: Path) -> None:

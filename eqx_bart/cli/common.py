@@ -1,6 +1,8 @@
 """What the commands share."""
 
+import functools
 import sys
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import Progress
@@ -10,12 +12,24 @@ class InputError(Exception):
     """An error in the user's input, in one line."""
 
 
-def progress_bar(*, is_long: bool) -> Progress:
-    """A progress bar on standard error, if that is a terminal and there is much to do."""
-    console = Console(stderr=True)
+def report(message: object) -> None:
+    """Writes an error to standard error, in one line."""
+    print(f"eqx-bart: error: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def progress_bar() -> Progress:
+    """A progress bar on standard error, if that is a terminal."""
     return Progress(
-        console=console,
-        disable=not (is_long and console.is_terminal),
-        redirect_stdout=sys.stdout.isatty(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        redirect_stdout=False,  # it would break lines; see `line_writer`
         transient=True,
     )
+
+
+def line_writer(progress: Progress) -> Callable[[str], None]:
+    """What writes a line to standard output: above the bar, where both are on a
+    terminal."""
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        return functools.partial(progress.console.out, highlight=False)
+    return functools.partial(print, flush=True)

@@ -1,35 +1,45 @@
-"""`eqx-bart generate`: a text from each input."""
+"""`eqx-bart generate`: texts from each input."""
 
 import argparse
 import contextlib
 import itertools
 import json
+import math
 import os
-import sys
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from ..checkpoint.pretrained import BUILTIN_MODEL
 from ..models.conditional_generation import BartForConditionalGeneration
-from .common import InputError, progress_bar
+from .answers import Answer, Answerer, Row
+from .common import InputError, line_writer, progress_bar, report
+from .inputs import Input, open_inputs
+
+
+_NUM_SEEDS = 2**32  # JAX drops what is above
+_IN_A_LINE = str.maketrans("\t\r\n", "   ")
 
 
 def add_generate(commands: Any) -> None:
     """Adds the command to the parser."""
     generate = commands.add_parser(
         "generate",
-        help="generate a text from each input",
-        description="Generates a text from each input. Without --model, the model turns "
-        "English words into their phonemes, as the CMU Pronouncing Dictionary writes them.",
+        help="generate texts from each input",
+        description="Generates texts from each input, and writes a line for each of them: "
+        "the input, a tabulator and the text. Without --model, the model turns English "
+        "words into their phonemes, as the CMU Pronouncing Dictionary writes them. An "
+        "input that cannot be read is reported with its number on standard error, and "
+        "the others are answered; the exit status is then 1. Files and pipes are UTF-8; "
+        "blank lines are passed over.",
     )
     generate.set_defaults(run=_generate)
     add = generate.add_argument
     add("inputs", nargs="*", metavar="WORD", help="an input; else lines from --input")
-    add("--input", default="-", metavar="FILE", help="lines to read; - is standard input")
+    add("--input", metavar="FILE", help="lines to read; - is standard input, the default")
     add(
         "--model",
         default=BUILTIN_MODEL,
@@ -37,7 +47,25 @@ def add_generate(commands: Any) -> None:
         help="a directory, or a name on the Hugging Face hub, that has a tokenizer too; "
         "the built-in model by default",
     )
-    add("--json", action="store_true", help="write an object a line, not input TAB output")
+    add(
+        "--json",
+        action="store_true",
+        help="write an object for each text: the number of its word or line, the input, "
+        "the output exactly as it is, and the score, which is the text's log-probability "
+        "over its length in tokens to the power length_penalty",
+    )
+    add(
+        "--truncate",
+        action="store_true",
+        help="cut inputs that are too long for the model, which are errors otherwise",
+    )
+    add(
+        "--seed",
+        type=_seed,
+        metavar="N",
+        help="what sampling starts from: the same texts for the same inputs in the same "
+        "order, whatever the batch size; without it others at each run",
+    )
     add("--device", help="where to run: cpu, gpu, tpu; JAX's choice by default")
     add("--batch-size", type=_positive, default=32, metavar="N", help="inputs at a time")
     add(
@@ -52,11 +80,20 @@ def add_generate(commands: Any) -> None:
     )
 
 
+def _integer(text: str, least: int, most: float = math.inf) -> int:
+    with contextlib.suppress(ValueError):
+        if least <= (value := int(text)) <= most:
+            return value
+    bound = "or more" if most == math.inf else f"to {most}"
+    raise argparse.ArgumentTypeError(f"must be an integer, {least} {bound}, not {text!r}")
+
+
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
+    return _integer(text, 1)
+
+
+def _seed(text: str) -> int:
+    return _integer(text, 0, _NUM_SEEDS - 1)
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -78,25 +115,31 @@ def _device(platform: str | None) -> contextlib.AbstractContextManager[Any]:
         raise InputError(f"there is no device {platform!r} here") from None
 
 
-def _generate(args: argparse.Namespace) -> None:
-    with _device(args.device):
-        _generate_here(args)
+def _generate(args: argparse.Namespace) -> int:
+    with _device(args.device), open_inputs(args.inputs, args.input) as (inputs, total):
+        answerer = _answerer(args)
+        is_all_well = True
+        with progress_bar() as progress:
+            task = progress.add_task("generating", total=total)
+            write = line_writer(progress)
+            for batch in _batched(inputs, args.batch_size):
+                rows = _rows(answerer, batch, truncate=args.truncate)
+                is_all_well &= len(rows) == len(batch)
+                answers = answerer.answers([row for _, row in rows])
+                for (source, _), texts in zip(rows, answers, strict=True):
+                    for answer in texts:
+                        write(_format(source, answer, as_json=args.json))
+                progress.advance(task, sum(source.size for source in batch))
+    return 0 if is_all_well else 1
 
 
-def _generate_here(args: argparse.Namespace) -> None:
+def _answerer(args: argparse.Namespace) -> Answerer:
+    settings = dict(args.settings)
+    if args.json:
+        settings["output_token_log_probs"] = True
     model = BartForConditionalGeneration.from_pretrained(args.model)
-    tokenizer = _load_tokenizer(args.model)
-    settings = _checked_settings(model, dict(args.settings))
-    texts = args.inputs or _read_lines(args.input)
-    total = len(texts) if isinstance(texts, list) else None
-    with progress_bar(is_long=total is None or total > args.batch_size) as progress:
-        task = progress.add_task("generating", total=total)
-        for batch in _batched(enumerate(texts, 1), args.batch_size):
-            rows = [_encode(tokenizer, model, number, text) for number, text in batch]
-            outputs = _answer(model, tokenizer, rows, settings)
-            for (_, text), output in zip(batch, outputs, strict=True):
-                print(_format(text, output, as_json=args.json), flush=True)
-            progress.advance(task, len(batch))
+    seed = secrets.randbelow(_NUM_SEEDS) if args.seed is None else args.seed
+    return Answerer(model, _load_tokenizer(args.model), settings, seed)
 
 
 def _load_tokenizer(path: str | Path) -> Any:
@@ -112,74 +155,32 @@ def _load_tokenizer(path: str | Path) -> Any:
     return AutoTokenizer.from_pretrained(path, local_files_only=is_local)
 
 
-def _checked_settings(
-    model: BartForConditionalGeneration, settings: dict[str, Any]
-) -> dict[str, Any]:
-    try:
-        model.generation_config.updated(None, settings)
-    except TypeError as error:
-        raise InputError(str(error)) from error
-    return settings
-
-
-def _read_lines(file: str) -> Iterable[str]:
-    """The lines that are not blank."""
-    if file != "-":
-        with Path(file).open(encoding="utf-8") as lines:
-            return [line.rstrip("\n") for line in lines if line.strip()]
-    if sys.stdin.isatty():
-        raise InputError("there is nothing to read: give words, --input or a pipe")
-    return (line.rstrip("\n") for line in sys.stdin if line.strip())
-
-
 def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
 
 
-def _encode(
-    tokenizer: Any, model: BartForConditionalGeneration, number: int, text: str
-) -> list[int]:
-    """The token ids of an input; `number` is what messages call it."""
-    if not text.strip():
-        raise InputError(f"input {number} is empty")
-    ids = tokenizer(text, verbose=False)["input_ids"]
-    if tokenizer.unk_token_id in ids:
-        unknown = sorted(
-            {c for c in text if tokenizer.unk_token_id in tokenizer(c)["input_ids"]}
-        )
-        raise InputError(
-            f"input {number}, {text!r}, has characters that the model does not know: "
-            f"{' '.join(map(repr, unknown))}"
-        )
-    limit = model.config.max_position_embeddings
-    if len(ids) > limit:
-        raise InputError(
-            f"input {number} has {len(ids)} tokens and the model reads at most {limit}"
-        )
-    return ids
+def _rows(
+    answerer: Answerer, batch: Iterable[Input], *, truncate: bool
+) -> list[tuple[Input, Row]]:
+    """The inputs that can be read, each with what the model reads; reports the others."""
+    rows: list[tuple[Input, Row]] = []
+    for source in batch:
+        try:
+            rows.append((source, answerer.row(source.text, truncate=truncate)))
+        except InputError as error:
+            report(f"{source.name} {error}")
+    return rows
 
 
-def _answer(
-    model: BartForConditionalGeneration,
-    tokenizer: Any,
-    rows: list[list[int]],
-    settings: dict[str, Any],
-) -> list[str]:
-    """The text that the model generates from each row."""
-    input_ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
-    attention_mask = np.zeros(input_ids.shape, bool)
-    for i, row in enumerate(rows):
-        input_ids[i, : len(row)] = row
-        attention_mask[i, : len(row)] = True
-    sequences = model.generate(input_ids, attention_mask, **settings).sequences
-    count = len(sequences) // len(rows)
-    texts = tokenizer.batch_decode(np.asarray(sequences)[::count], skip_special_tokens=True)
-    return [text.strip() for text in texts]
-
-
-def _format(text: str, output: str, *, as_json: bool) -> str:
-    if as_json:
-        return json.dumps({"input": text, "output": output}, ensure_ascii=False)
-    return f"{text}\t{output}"
+def _format(source: Input, answer: Answer, *, as_json: bool) -> str:
+    if not as_json:
+        return "\t".join(x.translate(_IN_A_LINE) for x in (source.text, answer.text))
+    fields = {
+        "number": source.number,
+        "input": source.text,
+        "output": answer.text,
+        "score": answer.score,
+    }
+    return json.dumps(fields, ensure_ascii=False)

@@ -1,7 +1,6 @@
 """The command line, with the built-in model."""
 
 import contextlib
-import io
 import json
 import os
 import pty
@@ -9,10 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 
+import equinox as eqx
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import transformers
 
 import eqx_bart as eb
 from eqx_bart.cli import main
@@ -40,14 +43,141 @@ def test_json_from_a_file_in_batches(capsys, tmp_path):
     status, out, _ = run(capsys, "--json", "--input", str(file), "--batch-size", "2")
     assert status == 0
     rows = [json.loads(line) for line in out.splitlines()]
-    assert [row["input"] for row in rows] == words
-    _, alone, _ = run(capsys, "--json", *words)
-    assert alone == out
+    assert [(row["number"], row["input"]) for row in rows] == [
+        (2 * i + 1, word) for i, word in enumerate(words)
+    ]
+    _, alone, _ = run(capsys, *words)
+    assert alone == "".join(f"{row['input']}\t{row['output']}\n" for row in rows)
 
 
-def test_standard_input_and_settings(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("phonology\n"))
-    status, out, _ = run(capsys, "--set", "max_new_tokens=3", "--device", "cpu")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 3, "num_return_sequences": 3, "length_penalty": 0.5},
+        {"do_sample": True, "top_k": 0, "num_return_sequences": 2, "length_penalty": 0},
+        {},
+    ],
+    ids=["beams", "samples", "greedy"],
+)
+def test_every_answer_and_its_score(settings, capsys):
+    given = [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
+    words = ["cats", "hats"]
+    _, out, _ = run(capsys, "--json", "--seed=3", *given, *words)
+    rows = [json.loads(line) for line in out.splitlines()]
+    count = settings.get("num_return_sequences", 1)
+    assert [row["input"] for row in rows] == [word for word in words for _ in range(count)]
+    assert [row["number"] for row in rows] == [i for i in (1, 2) for _ in range(count)]
+
+    model = eb.BartForConditionalGeneration.from_pretrained(eb.BUILTIN_MODEL)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(eb.BUILTIN_MODEL)
+    loss = eqx.filter_jit(eb.seq2seq_loss)
+    for row in rows:
+        source = np.asarray([tokenizer(row["input"])["input_ids"]])
+        answer = tokenizer.convert_tokens_to_ids([*row["output"].split(), "</s>"])
+        labels = np.pad([answer], ((0, 0), (0, 24 - len(answer))), constant_values=-100)
+        total = -float(loss(model, source, None, labels).total)
+        score = total / len(answer) ** settings.get("length_penalty", 1)
+        assert row["score"] == pytest.approx(score, rel=1e-4)
+
+
+def test_a_seed_decides_what_is_drawn(capsys, tmp_path):
+    """Whatever the batches; each time that an input comes up, something else is drawn."""
+    file = tmp_path / "words.txt"
+    file.write_text("hello\ncat\nhello\nequinox\nhello\nhello\n")
+    settings = ["--input", str(file), "--set=do_sample=true", "--set=temperature=3.0"]
+    settings += ["--set=num_return_sequences=2", "--set=max_new_tokens=8"]
+    drawn = [
+        run(capsys, *settings, "--seed", seed, "--batch-size", size)[1]
+        for seed, size in [("7", "32"), ("7", "4"), ("7", "1"), ("8", "32")]
+    ]
+    assert drawn[0] == drawn[1] == drawn[2] != drawn[3]
+    assert len(set(drawn[0].splitlines())) == 12
+    unseeded = [run(capsys, *settings)[1] for _ in range(2)]
+    assert unseeded[0] != unseeded[1]
+
+
+LINES = {
+    1: b"\xef\xbb\xbfcat\r\n",
+    2: b"\n",
+    3: b"d\xffg\n",
+    4: b" \t\n",
+    5: "naïve\n".encode(),
+    6: b"x" * 70 + b"\n",
+    7: b"dog",
+}
+REPORTS = {
+    3: "is not UTF-8: byte 2 of it is 0xff",
+    5: "has characters that the model does not know: 'ï'",
+    6: "has 72 tokens and the model reads at most 64: shorten it, or pass --truncate",
+}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "is_piped", "truncate"),
+    [("1", False, False), ("3", True, False), ("32", False, True), ("2", True, True)],
+)
+def test_wrong_lines_are_reported_and_the_others_answered(
+    batch_size, is_piped, truncate, capsys, monkeypatch, tmp_path
+):
+    file = tmp_path / "lines.txt"
+    file.write_bytes(b"".join(LINES.values()))
+    arguments = ["--json", "--batch-size", batch_size, *["--truncate"] * truncate]
+    if is_piped:
+        with file.open() as stream:
+            monkeypatch.setattr(sys, "stdin", stream)
+            status, out, err = run(capsys, *arguments)
+    else:
+        status, out, err = run(capsys, *arguments, "--input", str(file))
+    assert status == 1
+    assert err.splitlines() == [
+        f"eqx-bart: error: line {number} {message}"
+        for number, message in REPORTS.items()
+        if not (truncate and number == 6)
+    ]
+    rows = [json.loads(line) for line in out.splitlines()]
+    numbers = [1, 6, 7] if truncate else [1, 7]
+    assert [row["number"] for row in rows] == numbers
+    inputs = {1: "cat", 6: "x" * 70, 7: "dog"}
+    assert [row["input"] for row in rows] == [inputs[number] for number in numbers]
+
+
+def test_truncated_inputs_are_read_up_to_the_models_length(capsys):
+    long, longest = "phonology" * 20, ("phonology" * 20)[:62]
+    _, out, _ = run(capsys, "--truncate", long, longest)
+    assert out.splitlines()[0].split("\t")[1] == out.splitlines()[1].split("\t")[1]
+
+
+def test_an_answer_is_one_line(capsys, monkeypatch):
+    """Whatever the model writes. JSON has it as it is."""
+    decode = transformers.PreTrainedTokenizerFast.batch_decode
+    monkeypatch.setattr(
+        transformers.PreTrainedTokenizerFast,
+        "batch_decode",
+        lambda *args, **kwargs: [x + "\n\tZ" for x in decode(*args, **kwargs)],
+    )
+    _, out, _ = run(capsys, "cat")
+    assert out == "cat\tK AE1 T  Z\n"
+    _, out, _ = run(capsys, "--json", "cat")
+    assert json.loads(out)["output"] == "K AE1 T\n\tZ"
+
+
+def test_tokens_that_the_model_does_not_have(capsys, tmp_path):
+    """A tokenizer of another model: no line can be answered, and each says why."""
+    model = eb.BartForConditionalGeneration.from_pretrained(eb.BUILTIN_MODEL)
+    shutil.copytree(eb.BUILTIN_MODEL, tmp_path, dirs_exist_ok=True)
+    model.resize_token_embeddings(20).save_pretrained(tmp_path)
+    status, out, err = run(capsys, "--model", str(tmp_path), "cat", "abc")
+    assert status == 1
+    assert out.startswith("abc\t")
+    assert "input 1 has the token 23 and the model's vocabulary 20 tokens" in err
+
+
+def test_standard_input_and_settings(capsys, monkeypatch, tmp_path):
+    file = tmp_path / "words.txt"
+    file.write_text("phonology\n")
+    with file.open() as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        status, out, _ = run(capsys, "--set", "max_new_tokens=3", "--device", "cpu")
     assert status == 0
     assert len(out.split("\t")[1].split()) == 2
     free = ("--set", "max_new_tokens=3", "--set", "forced_eos_token_id=null")
@@ -58,10 +188,11 @@ def test_standard_input_and_settings(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["hello", "naïve"], "input 2, 'naïve', has characters .* not know: 'ï'"),
-        (["hello", " "], "input 2 is empty"),
-        (["x" * 70], "input 1 has 72 tokens and the model reads at most 64"),
+        (["naïve"], "input 1 has characters .* not know: 'ï'"),
+        ([" "], "input 1 is empty"),
+        (["\udcff"], "input 1 is not UTF-8: byte 1 of it is 0xff"),
         (["--input", "nowhere.txt"], "nowhere.txt"),
+        (["--input", "words.txt", "hello"], "there are words and --input words.txt"),
         (["--model", "./nowhere", "hello"], "There is no file or directory './nowhere'"),
         (["--device", "abacus", "hello"], "there is no device 'abacus' here"),
         (["--set", "guidance_scale=2", "hello"], "does not support guidance_scale=2"),
@@ -69,20 +200,42 @@ def test_standard_input_and_settings(capsys, monkeypatch):
     ],
 )
 def test_bad_input_is_one_line(arguments, message, capsys):
-    status, _, err = run(capsys, *arguments)
-    assert status == 1
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (1, "")
     assert err.startswith("eqx-bart: error: ")
     assert err.count("\n") == 1
     assert re.search(message, err)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--batch-size", "0"], ["--set", "x"], ["--set", "x=y"]]
+    ("argument", "message"),
+    [
+        ("--batch-size=0", "must be an integer, 1 or more, not '0'"),
+        ("--seed=-1", "must be an integer, 0 to 4294967295, not '-1'"),
+        ("--seed=4294967296", "must be an integer, 0 to 4294967295"),  # JAX's key of 0
+        ("--seed=x", "must be an integer, 0 to 4294967295, not 'x'"),
+        ("--set=x", "must be NAME=VALUE"),
+        ("--set=x=y", "the value of x is not JSON"),
+    ],
 )
-def test_bad_usage(arguments, capsys):
+def test_bad_usage(argument, message, capsys):
     with pytest.raises(SystemExit) as exit_:
-        main(["generate", *arguments, "hello"])
+        main(["generate", argument, "hello"])
     assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_reader_that_ends_is_no_error():
+    """`eqx-bart info … | head -0`: a status, and not a word."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eqx_bart", "info", "--json", str(eb.BUILTIN_MODEL)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    with process:
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 def test_a_model_without_a_tokenizer(capsys, config, getkey, tmp_path):
@@ -92,28 +245,63 @@ def test_a_model_without_a_tokenizer(capsys, config, getkey, tmp_path):
     assert "has no tokenizer: no tokenizer.json" in err
 
 
-def test_as_a_module_with_progress_on_a_terminal(tmp_path):
+def test_as_a_module(tmp_path):
     file = tmp_path / "words.txt"
-    file.write_text("cat\n" * 9)
-    command = [sys.executable, "-m", "eqx_bart", "generate", "--input", str(file)]
-    command += ["--batch-size", "4"]
-    quiet = subprocess.run(command, capture_output=True, check=True, text=True)
-    assert quiet.stderr == ""
-    assert quiet.stdout == "cat\tK AE1 T\n" * 9
-
-    terminal, end = pty.openpty()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=end, env={**os.environ, "TERM": "xterm"}
+    file.write_text("cat\n" + "x" * 70 + "\n" + "cat\n" * 2)
+    done = subprocess.run(
+        [sys.executable, "-m", "eqx_bart", "generate", "--batch-size=2", "--input", file],
+        capture_output=True,
+        check=False,
+        text=True,
     )
-    os.close(end)
-    shown = b""
-    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
-        while chunk := os.read(terminal, 100_000):
-            shown += chunk
-    os.close(terminal)
-    out, _ = process.communicate()
-    assert out.decode() == quiet.stdout
-    assert "generating" in shown.decode(errors="replace")
+    assert done.returncode == 1
+    assert done.stdout == "cat\tK AE1 T\n" * 3
+    assert done.stderr.startswith("eqx-bart: error: line 2 has 72 tokens")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def on_a_terminal(monkeypatch):
+    """What a terminal of 80 columns shows while the command line runs, when standard error
+    is on it, or other streams as well."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def read(terminal, chunks):
+        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+            while chunk := os.read(terminal, 100_000):
+                chunks.append(chunk)
+
+    def show(arguments, *streams):
+        terminal, end = pty.openpty()
+        chunks = []
+        reader = threading.Thread(target=read, args=(terminal, chunks))
+        reader.start()
+        with (
+            monkeypatch.context() as patch,
+            os.fdopen(end, "w", encoding="utf-8") as stream,
+        ):
+            for name in ("stderr", *streams):
+                patch.setattr(sys, name, stream)
+            status = main(["generate", *arguments])
+        reader.join()
+        os.close(terminal)
+        return status, b"".join(chunks).decode()
+
+    return show
+
+
+def test_progress_on_a_terminal(on_a_terminal, capsys):
+    status, shown = on_a_terminal(["cat", "x" * 70])
+    assert (status, capsys.readouterr().out) == (1, "cat\tK AE1 T\n")
+    assert "generating" in shown
+    assert "100%" in shown
+    assert "error: input 2 has 72 tokens" in shown
+
+    status, shown = on_a_terminal(["--truncate", "--json", "x" * 70], "stdout")
+    assert status == 0
+    assert "generating" in shown
+    assert re.search(f'"{"x" * 70}", "output": "[A-Z0-9 ]+", "score": [-.0-9]+}}', shown)
 
 
 def test_info(capsys, tmp_path):

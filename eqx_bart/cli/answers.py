@@ -1,0 +1,136 @@
+"""A model's answers to the inputs of a command."""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..generation.config import GenerationConfig
+from ..generation.output import GenerationOutput
+from ..models.conditional_generation import BartForConditionalGeneration
+from .common import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The token ids of an input, and how many inputs before it had the same."""
+
+    ids: tuple[int, ...]
+    repeat: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A text that the model generates.
+
+    `score` is its log-probability over its length in tokens to the power
+    `length_penalty`; `None` if that is not finite, or was not asked for by
+    `output_token_log_probs`.
+    """
+
+    text: str
+    score: float | None
+
+
+class Answerer:
+    """What answers inputs: a model, its tokenizer and the settings of `generate`.
+
+    When answers are drawn at random, they are the same for the same inputs in the same
+    order, however these are batched.
+    """
+
+    def __init__(
+        self,
+        model: BartForConditionalGeneration,
+        tokenizer: Any,
+        settings: dict[str, Any],
+        seed: int,
+    ):
+        """Raises `InputError` if there is no such setting."""
+        try:
+            self._config = model.generation_config.updated(None, settings)
+        except TypeError as error:
+            raise InputError(str(error)) from error
+        self._model, self._tokenizer, self._settings = model, tokenizer, settings
+        self._key = jax.random.key(seed)
+        self._num_seen: collections.Counter[tuple[int, ...]] = collections.Counter()
+
+    def row(self, text: str, *, truncate: bool) -> Row:
+        """Reads a text.
+
+        **Raises** `InputError` if the model cannot read it, or not the whole of it unless
+        it may be truncated.
+        """
+        ids = self._token_ids(text, truncate=truncate)
+        repeat = self._num_seen[ids]
+        if self._config.do_sample:
+            self._num_seen[ids] += 1
+        return Row(ids, repeat)
+
+    def _token_ids(self, text: str, *, truncate: bool) -> tuple[int, ...]:
+        limit, tokenizer = self._model.config.max_position_embeddings, self._tokenizer
+        cut = {"truncation": True, "max_length": limit} if truncate else {}
+        ids = tokenizer(text, verbose=False, **cut)["input_ids"]
+        if not text.strip() or not ids:
+            raise InputError("is empty")
+        if tokenizer.unk_token_id in ids:
+            unknown = sorted(
+                c for c in set(text) if tokenizer.unk_token_id in tokenizer(c)["input_ids"]
+            )
+            raise InputError(
+                "has characters that the model does not know: "
+                f"{' '.join(map(repr, unknown))}"
+            )
+        if max(ids) >= self._model.vocab_size:
+            raise InputError(
+                f"has the token {max(ids)} and the model's vocabulary "
+                f"{self._model.vocab_size} tokens: the tokenizer is another model's"
+            )
+        if len(ids) > limit:
+            raise InputError(
+                f"has {len(ids)} tokens and the model reads at most {limit}: shorten it, "
+                "or pass --truncate"
+            )
+        return tuple(ids)
+
+    def answers(self, rows: Sequence[Row]) -> list[list[Answer]]:
+        """The answers to each row, the best first."""
+        answers: dict[Row, list[Answer]] = {}
+        # Equal rows of one call would draw by their order in it: each gets its own call.
+        for repeat in {row.repeat for row in rows}:
+            group = [row for row in rows if row.repeat == repeat]
+            answers |= zip(group, self._generate(group, repeat), strict=True)
+        return [answers[row] for row in rows]
+
+    def _generate(self, rows: Sequence[Row], repeat: int) -> list[list[Answer]]:
+        input_ids = np.zeros((len(rows), max(len(row.ids) for row in rows)), np.int32)
+        attention_mask = np.zeros(input_ids.shape, bool)
+        for i, row in enumerate(rows):
+            input_ids[i, : len(row.ids)] = row.ids
+            attention_mask[i, : len(row.ids)] = True
+        key = jax.random.fold_in(self._key, repeat)
+        output = self._model.generate(input_ids, attention_mask, key=key, **self._settings)
+        texts = self._tokenizer.batch_decode(
+            np.asarray(output.sequences), skip_special_tokens=True
+        )
+        scores = _scores(output, self._config)
+        answers = [
+            Answer(text.strip(), score) for text, score in zip(texts, scores, strict=True)
+        ]
+        count = len(answers) // len(rows)
+        return [answers[i : i + count] for i in range(0, len(answers), count)]
+
+
+def _scores(output: GenerationOutput, config: GenerationConfig) -> list[float | None]:
+    if output.token_log_probs is None:
+        return [None] * len(output.sequences)
+    scores = output.sequences_scores
+    if scores is None:
+        power = config.to_dict().get("length_penalty", 1.0)
+        num_new = np.asarray(output.lengths) - 1  # after the start token
+        scores = np.sum(output.token_log_probs, axis=1, dtype=float) / num_new**power
+    return [x if math.isfinite(x) else None for x in np.asarray(scores).tolist()]
