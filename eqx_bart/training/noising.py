@@ -108,7 +108,7 @@ def text_infilling(
     sizes = inside.sum(1)
     # A document becomes a row of slots: its spans and its other tokens, in random order.
     slots = sizes - lengths.sum(1) + is_span.sum(1)
-    first = np.where(inside.any(1), inside.argmax(1), 0)
+    first = inside.argmax(1)
     width = max(ids.shape[1], int((ids.shape[1] - sizes + slots).max(initial=0)))
     place = np.arange(width) - first[:, None]
     holds_span = _random_subset(

@@ -168,6 +168,85 @@ def test_causal_lm(setting):
     )
 
 
+@pytest.mark.parametrize("chunk_size", [None, 1, 4, 6, 100])
+@pytest.mark.parametrize(("smoothing", "z_loss"), [(0.0, 0.0), (0.1, 0.02), (1.0, 0.0)])
+def test_cross_entropy_of_logits(smoothing, z_loss, chunk_size):
+    """The sum, the count, and the gradients of a multiple of the sum."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=size).astype(np.float32) for size in ((2, 3, 4), (4, 5))]
+    labels = np.array([[0, -100, 4], [2, 2, -100]])
+    hidden, weight = theirs = [torch.tensor(x, requires_grad=True) for x in arrays]
+    logits, targets = (hidden @ weight).flatten(0, 1), torch.from_numpy(labels).flatten()
+    expected = torch.nn.functional.cross_entropy(
+        logits, targets, label_smoothing=smoothing, reduction="sum"
+    )
+    expected = expected + z_loss * logits.logsumexp(-1)[targets >= 0].square().sum()
+    (2 * expected).backward()
+
+    def loss(arrays):
+        hidden, weight = arrays
+        head = eqx.Partial(lambda weight, x: x @ weight, weight)
+        options = {"label_smoothing": smoothing, "z_loss": z_loss}
+        if chunk_size is None:
+            found = eb.cross_entropy(head(hidden), labels, **options)
+        else:
+            options["chunk_size"] = chunk_size
+            found = eb.chunked_cross_entropy(head, hidden, labels, **options)
+        return 2 * found.total, found
+
+    (_, found), grads = jax.value_and_grad(loss, has_aux=True)(arrays)
+    assert found.count == 4
+    assert np.isclose(found.total, expected.item(), rtol=1e-5)
+    for grad, tensor in zip(grads, theirs, strict=True):
+        assert np.allclose(grad, tensor.grad, rtol=1e-4, atol=1e-5)
+
+
+BINARY = "binary_cross_entropy_with_logits"
+IDS, FLOATS = np.array([2, 0]), np.array([[0, 1, 1], [1, 0, 1]], np.float32)
+ONE = np.array([0.3, -1.2], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "problem_type", "labels", "name"),
+    [
+        (3, None, IDS, "cross_entropy"),
+        (3, "single_label_classification", IDS, "cross_entropy"),
+        (3, None, FLOATS, BINARY),
+        (3, "multi_label_classification", FLOATS, BINARY),
+        (3, "regression", FLOATS, "mse_loss"),
+        (1, None, ONE, "mse_loss"),
+        (1, None, ONE[:, None], "mse_loss"),
+        (1, "regression", ONE, "mse_loss"),
+        (1, "multi_label_classification", FLOATS[:, :1], BINARY),
+    ],
+)
+def test_classification_of_logits(num_labels, problem_type, labels, name):
+    logits = np.random.default_rng(1).normal(size=(2, num_labels)).astype(np.float32)
+    targets = torch.from_numpy(labels)
+    if targets.dtype.is_floating_point:
+        targets = targets.reshape(2, num_labels)
+    theirs = getattr(torch.nn.functional, name)
+    expected = theirs(torch.from_numpy(logits), targets, reduction="sum")
+    config = eb.BartConfig(num_labels=num_labels, problem_type=problem_type)
+    found = eb.classification_loss(jnp.asarray(logits), labels, config)
+    assert np.isclose(found.total, expected.item(), rtol=1e-5)
+    assert found.count == (2 if name == "cross_entropy" else logits.size)
+
+
+def test_terms_are_averaged_by_themselves():
+    rng = np.random.default_rng(2)
+    starts, ends = (rng.normal(size=(3, 4)).astype(np.float32) for _ in range(2))
+    found = eb.question_answering_loss(
+        jnp.asarray(starts), jnp.asarray(ends), np.array([0, 3, 4]), np.array([7, -2, 5])
+    )
+    assert found.count.tolist() == [2, 1]
+    expected = [
+        torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.tensor(labels))
+        for logits, labels in ((starts[:2], [0, 3]), (ends[1:2], [0]))
+    ]
+    assert np.isclose(found.mean, sum(expected) / 2, rtol=1e-5)
+
+
 @pytest.mark.parametrize("classifier", with_slow(CLASSIFIERS[2], slow=CLASSIFIERS), ids=str)
 def test_classification(classifier, setting):
     num_labels, problem_type = classifier

@@ -64,6 +64,13 @@ def test_rows_without_ends_are_documents_too(name):
     assert set(noised.ravel()) <= {7, 8, 9, 10, PAD, MASK}
 
 
+@pytest.mark.parametrize("name", ["token_masking", "token_deletion", "text_infilling"])
+def test_no_noise_is_none(name):
+    ids = documents([0, 1, 7])
+    noised = NOISE[name](ids, CONFIG, ratio=0.0, key=jax.random.key(0))
+    assert np.array_equal(noised, ids)
+
+
 def test_masking_and_deletion_hit_each_token_alike():
     ids = documents([40] * 4000)
     masked = eb.token_masking(ids, CONFIG, mask_token_id=MASK, key=jax.random.key(0))
@@ -153,13 +160,15 @@ def test_documents_are_rotated_to_any_token():
 
 def test_wrong_arguments():
     ids, key = documents([5]), jax.random.key(0)
-    with pytest.raises(ValueError, match=r"ratio must lie in \[0, 1\]; it is 1\.5"):
-        eb.token_deletion(ids, CONFIG, ratio=1.5, key=key)
+    for ratio in (-0.1, 1.5):
+        with pytest.raises(ValueError, match=rf"ratio must lie in \[0, 1\]; it is {ratio}"):
+            eb.token_deletion(ids, CONFIG, ratio=ratio, key=key)
     with pytest.raises(ValueError, match="poisson_lambda must be positive; it is 0"):
         eb.text_infilling(ids, CONFIG, mask_token_id=9, poisson_lambda=0.0, key=key)
-    left = np.array([[5, 6], [PAD, 6]])
-    with pytest.raises(ValueError, match="padded on the right; row 1 has tokens after"):
-        eb.document_rotation(left, CONFIG, key=key)
+    left, between = [[5, 6, 7], [PAD, 6, 7]], [[PAD, PAD, PAD], [5, PAD, 7]]
+    for rows in (left, between):
+        with pytest.raises(ValueError, match="padded on the right; row 1 has tokens after"):
+            eb.document_rotation(np.array(rows), CONFIG, key=key)
     config = dataclasses.replace(CONFIG, pad_token_id=None)
     with pytest.raises(ValueError, match="has no pad_token_id"):
-        eb.document_rotation(left, config, key=key)
+        eb.document_rotation(ids, config, key=key)
