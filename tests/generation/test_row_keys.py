@@ -1,5 +1,7 @@
 """The keys of rows."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,20 @@ def test_rows_that_differ_at_all_have_other_keys():
     calls = [(rows,), (rows, other), (other, rows), (rows, rows)]
     keys = np.concatenate([data(*call, seed=seed) for call in calls for seed in (0, 1)])
     assert len(np.unique(keys, axis=0)) == len(keys) == 8 * 16
+
+
+def test_short_rows_are_all_told_apart():
+    """All rows of up to three of nine tokens, each by itself: in a batch, rows that are
+    taken for one another get other keys by their order."""
+    rows = np.array(list(itertools.product(range(-1, 9), repeat=3)))
+    rows = rows[(rows[:, 0] >= 0) & ((rows[:, 1] >= 0) | (rows[:, 2] < 0))]
+    assert len(rows) == 9 + 9**2 + 9**3
+
+    def alone(row):
+        return jax.random.key_data(row_keys(jax.random.key(0), row[None])[0])
+
+    keys = np.asarray(jax.vmap(alone)(jnp.array(rows)))
+    assert len(np.unique(keys, axis=0)) == len(rows)
 
 
 def test_padding_does_not_count():

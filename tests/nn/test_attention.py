@@ -53,6 +53,45 @@ def test_a_query_that_may_attend_to_nothing_is_finite(getkey):
     assert np.all(np.isfinite(attended))
 
 
+def test_the_module(getkey):
+    """Its projections are drawn one by one; its cache has the shape of what it attends to;
+    and its sizes are no parameters."""
+    attention = eb.nn.Attention(12, 3, dropout=0.0, init_std=0.5, key=getkey())
+    weights = [getattr(attention, f"{x}_proj").weight for x in ("q", "k", "v", "out")]
+    assert len(np.unique(np.stack(weights), axis=0)) == 4
+    assert not any(isinstance(x, int) and x > 1 for x in jax.tree.leaves(attention))
+    states = jax.random.normal(getkey(), (2, 5, 12))
+    places = jnp.arange(5)[None]
+    new = attention.key_values(states, places)
+    cache = attention.init_cache(2, 7, "bfloat16")
+    for made, empty in zip(jax.tree.leaves(new), jax.tree.leaves(cache), strict=True):
+        assert empty.shape == (2, 3, 7, 4)
+        assert made.shape == (2, 3, 5, 4)
+        assert empty.dtype == "bfloat16"
+    attended, shown = attention(states, places, new, places, None, key=None)
+    query, keys, values = (
+        np.asarray(eb.nn.split_heads(x(states), 3))
+        for x in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    expected, weights = by_hand(query, keys, values, True, 0)
+    assert np.allclose(shown, weights, atol=1e-5)
+    merged = eb.nn.merge_heads(jnp.asarray(expected))
+    assert np.allclose(attended, attention.out_proj(merged), atol=1e-5)
+
+
+def test_dropout_hits_the_weights(getkey):
+    x = jax.random.normal(getkey(), (1, 2, 30, 4))
+    dropout = eqx.nn.Dropout(0.25)
+    attended, weights = eb.nn.dot_product_attention(
+        x, eb.KeyValues(x, x), None, dropout=dropout, key=getkey()
+    )
+    _, whole = by_hand(*[np.asarray(x)] * 3, True, 0)
+    is_left = np.asarray(weights) > 0
+    assert 0.7 < is_left.mean() < 0.8
+    assert np.allclose(weights, np.where(is_left, whole / 0.75, 0), atol=1e-5)
+    assert np.allclose(attended, np.asarray(weights) @ x, atol=1e-5)
+
+
 def test_heads_are_split_and_merged(getkey):
     x = jax.random.normal(getkey(), (2, 5, 12))
     heads = eb.nn.split_heads(x, 3)
