@@ -11,12 +11,12 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from ..files.errors import CheckpointError
+from ..files.errors import CheckpointError, listed
 from ..files.tensors import StoredTensor
 from ..nn.stored import AbstractStored
 from .matching import match
 from .names import canonical, is_weight, Leaf, named_leaves
-from .vocabulary import fit_vocabulary
+from .resizing import fit_entries
 
 
 Model = TypeVar("Model", bound=eqx.Module)
@@ -51,7 +51,7 @@ def load_weights(
     if found.unused:
         warnings.warn(
             f"{name} has no use for these tensors of the checkpoint: "
-            f"{', '.join(found.unused)}.",
+            f"{listed(found.unused)}.",
             stacklevel=2,
         )
     leaves, stored = found.leaves, found.stored
@@ -63,7 +63,7 @@ def load_weights(
         arrays[name] = from_tensor(name, stored[name], leaves[name], dtype)
         shape = leaves[name].value.shape
         if arrays[name].shape != shape:
-            arrays[name] = fit_vocabulary(name, arrays[name], shape, drawn.get(name))
+            arrays[name] = fit_entries(name, arrays[name], shape, drawn.get(name))
     for name in leaves.keys() - arrays.keys():
         zeros = jnp.zeros(leaves[name].value.shape, dtype or _usual_dtype(stored))
         arrays[name] = _as_leaf(leaves[name].value, zeros)
@@ -93,16 +93,10 @@ def _draw(
     """New weights for the arrays `names` of the model, and for no others."""
     if not names:
         return {}
+    lacks = f"The checkpoint lacks all or part of {listed(names)}"
     if key is None:
-        raise CheckpointError(
-            f"The checkpoint lacks all or part of {', '.join(names)}: pass key=... to draw "
-            "new weights at random."
-        )
-    warnings.warn(
-        f"The checkpoint lacks all or part of {', '.join(names)}: drawn at random from "
-        "key.",
-        stacklevel=2,
-    )
+        raise CheckpointError(f"{lacks}: pass key=... to draw new weights at random.")
+    warnings.warn(f"{lacks}: drawn at random from key.", stacklevel=2)
 
     @jax.jit
     def draw(key: PRNGKeyArray) -> dict[str, Any]:

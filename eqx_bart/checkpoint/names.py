@@ -3,8 +3,9 @@
 A module type declares how its arrays are stored (see `eqx_bart.nn.stored`), and attribute
 paths are HF's names already. The table here has what does not follow from that: which names
 HF has for a BART, so that they may not be absent; which other names they may have; and
-which arrays have an entry for each token. Names are canonical here: without the `model.`
-that a checkpoint of a model with a head puts before the names of its trunk.
+which arrays have an entry for each token or position. Names are canonical here: without
+the `model.` that a checkpoint of a model with a head puts before the names of its trunk,
+and without what PyTorch's wrappers put into the middle of names.
 """
 
 import dataclasses
@@ -28,31 +29,39 @@ class Absent(enum.Enum):
     ZEROS = "zeros"
 
 
+class Entries(enum.Enum):
+    """What an axis of an array has an entry for, so that it may be cut or lengthened."""
+
+    TOKENS = "tokens"
+    POSITIONS = "positions"
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """What applies to the names that `pattern` matches in full.
 
-    `absent` says what happens without the tensor; `vocab_axis` is the axis of the array
-    that has an entry for each token.
+    `absent` says what happens without the tensor. `axis` is the axis of the array that has
+    `entries`, if there is one.
     """
 
     pattern: str
     absent: Absent = Absent.ERROR
-    vocab_axis: int | None = None
+    entries: Entries | None = None
+    axis: int = 0
 
 
 _STACK = r"(encoder|decoder)\."
 
 WEIGHT_MAP = (
-    Rule(r"shared\.weight", vocab_axis=0),
-    Rule(_STACK + r"embed_tokens\.weight", vocab_axis=0),
-    Rule(_STACK + r"embed_positions\.weight"),
+    Rule(r"shared\.weight", entries=Entries.TOKENS),
+    Rule(_STACK + r"embed_tokens\.weight", entries=Entries.TOKENS),
+    Rule(_STACK + r"embed_positions\.weight", entries=Entries.POSITIONS),
     Rule(_STACK + r"layernorm_embedding\.(weight|bias)"),
     Rule(_STACK + r"layers\.\d+\.(self|encoder)_attn\.(q|k|v|out)_proj\.(weight|bias)"),
     Rule(_STACK + r"layers\.\d+\.(self_attn|encoder_attn|final)_layer_norm\.(weight|bias)"),
     Rule(_STACK + r"layers\.\d+\.fc[12]\.(weight|bias)"),
-    Rule(r"lm_head\.weight", Absent.DRAWN, vocab_axis=1),
-    Rule(r"final_logits_bias", Absent.ZEROS, vocab_axis=1),
+    Rule(r"lm_head\.weight", Absent.DRAWN, Entries.TOKENS, axis=1),
+    Rule(r"final_logits_bias", Absent.ZEROS, Entries.TOKENS, axis=1),
 )
 #: For what is not in a BART: heads, and custom parts.
 OTHER = Rule(r".*", Absent.DRAWN)
@@ -82,14 +91,19 @@ _IGNORABLE = (
     r"qa_outputs\..+",
 )
 _IGNORABLE_BY_DECODER = (r"shared\.weight", r"encoder\..+")
+# What the wrappers of PyTorch for compilation, sharding and gradient checkpointing put into
+# a name, wherever they wrap a module.
+_WRAPPER = re.compile(
+    r"(?<![^.])_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module|forward_module)\."
+)
 _TRUNK = r"(shared|encoder|decoder)\..+"
 # The tensor of a head that has a row for each label.
 _LABEL_HEAD = r"(.+\.)?classification_head\.out_proj\.weight"
 
 
 def canonical(name: str) -> str:
-    """`name` without the prefix of a model with a head."""
-    return name.removeprefix("model.")
+    """`name` without the prefix of a model with a head, and without wrappers."""
+    return _WRAPPER.sub("", name).removeprefix("model.")
 
 
 def rule_for(name: str) -> Rule:

@@ -20,7 +20,7 @@ from ..files.writing import num_bytes, replacing, write_weights
 from .architecture import differences, library_class, overrides, unstorable
 from .loading import load_weights, to_tensors
 from .names import is_label_head
-from .vocabulary import resize_vocabulary
+from .resizing import resize_positions, resize_vocabulary
 
 
 #: The directory of the model that comes with the package: English words to phonemes.
@@ -64,9 +64,9 @@ class PretrainedModel(eqx.Module):
         - `dtype`: the floating dtype of the weights; by default the config's or, if it has
             none, the one in which they are stored.
         - `key`: to draw a head that the checkpoint lacks. A warning names what is drawn.
-        - `ignore_mismatched_sizes`: if the config has another vocabulary size than the
-            checkpoint, keep the tokens that both have and draw the others; if it has
-            another head, draw that. By default, these are errors.
+        - `ignore_mismatched_sizes`: if the config has another number of tokens or
+            positions than the checkpoint, keep those that both have and draw the others; if
+            it has another head, draw that. By default, these are errors.
         - `options`: for the hub `revision`, `token`, `cache_dir` and `local_files_only`,
             see `HubOptions`; settings that replace those of the config, such as
             `num_labels=5`, see `BartConfig.updated`; and, for a model that generates,
@@ -139,6 +139,42 @@ class PretrainedModel(eqx.Module):
                 "are needed: pass key=... to draw them, or mean_resizing=True."
             )
         resized = resize_vocabulary(self, config, key if is_drawn else None)
+        return resized.with_config(config)
+
+    def resize_position_embeddings(
+        self,
+        new_num_position_embeddings: int,
+        *,
+        copy: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> Self:
+        """The model with position tables of another size, for longer or shorter sequences.
+        They are cut at the end, or get new entries there.
+
+        **Arguments:**
+
+        - `new_num_position_embeddings`: the longest sequence, in tokens.
+        - `copy`: whether new positions are copies of the old ones, in their order and as
+            often as needed, as LED's are; otherwise they are drawn from `N(0, init_std²)`.
+        - `key`: to draw them.
+
+        **Raises** `ValueError` if there is no key to draw with, if the size is not
+        positive, or if the model has positions of another kind.
+
+        Source: HF's method of this name; Beltagy et al. 2020 (arXiv:2004.05150), section 7,
+        for copies.
+        """
+        config = dataclasses.replace(
+            self.config, max_position_embeddings=new_num_position_embeddings
+        )
+        old = self.config.max_position_embeddings
+        is_drawn = new_num_position_embeddings > old and not copy
+        if is_drawn and key is None:
+            raise ValueError(
+                f"From {old} to {new_num_position_embeddings} positions, new embeddings "
+                "are needed: pass key=... to draw them, or copy=True."
+            )
+        resized = resize_positions(self, config, key if is_drawn else None)
         return resized.with_config(config)
 
     def with_config(self, config: BartConfig) -> Self:

@@ -101,7 +101,8 @@ def _about(checkpoint: str) -> dict[str, Any]:
     found = match(eqx.filter_eval_shape(cls, config, key=jax.random.key(0)), tensors)
     parts: dict[tuple[str, str], list[Any]] = {}
     for name, tensor in tensors.items():
-        parts.setdefault((_part(canonical(name)), str(tensor.dtype)), []).append(tensor)
+        part = _part(canonical(name.removeprefix(found.prefix)))
+        parts.setdefault((part, str(tensor.dtype)), []).append(tensor)
     return {
         "checkpoint": str(weights.file),
         "format": weights.format.title,

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from .errors import CheckpointError
+from .errors import CheckpointError, listed
 from .flax import flax_name, read_flax
 from .json_files import read_json
 from .pytorch import read_pytorch
@@ -42,7 +42,7 @@ class Format:
 #: In the order in which they are looked for.
 FORMATS = (
     Format("safetensors", "model.safetensors", (".safetensors",), read_safetensors),
-    Format("PyTorch", "pytorch_model.bin", (".bin", ".pt", ".pth"), read_pytorch),
+    Format("PyTorch", "pytorch_model.bin", (".bin", ".pt", ".pth", ".ckpt"), read_pytorch),
     Format("Flax", "flax_model.msgpack", (".msgpack",), read_flax, flax_name),
 )
 
@@ -70,11 +70,11 @@ class Weights:
         tensors: dict[str, StoredTensor] = {}
         for shard, names in shards(self.file).items():
             in_shard = self.format.read(_beside(self.file, shard))
-            listed = {self.format.name(name) for name in names}
-            if listed != in_shard.keys():
+            expected = {self.format.name(name) for name in names}
+            if expected != in_shard.keys():
                 raise CheckpointError(
                     f"{self.file.parent / shard} and {self.file.name} disagree about "
-                    f"{', '.join(sorted(listed ^ in_shard.keys()))}."
+                    f"{listed(sorted(expected ^ in_shard.keys()))}."
                 )
             tensors |= in_shard
         return tensors

@@ -83,8 +83,10 @@ class _Machine:
 
     def update(self, keys_and_values: list[Any]) -> None:
         keys, values = keys_and_values[::2], keys_and_values[1::2]
-        if not all(isinstance(key, str) for key in keys):
-            raise ValueError("the pickle holds a dict whose keys are not all strings")
+        if not all(type(key) in (str, int) for key in keys):
+            raise ValueError(
+                "the pickle holds a dict whose keys are not all strings or integers"
+            )
         self.top(dict).update(zip(keys, values, strict=True))
 
     def put(self, index: int) -> None:
@@ -102,7 +104,8 @@ class _Machine:
             raise ValueError("the pickle calls for what has no name")
         if f"{module}.{name}" not in self.names:
             raise ValueError(
-                f"the pickle calls for {module}.{name}, which no checkpoint needs"
+                f"the pickle calls for {module}.{name}, which no checkpoint needs; save "
+                "the weights alone, as a dict of tensors"
             )
         self.push(self.names[f"{module}.{name}"])
 

@@ -24,6 +24,10 @@ _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 # The limit on what describes the tensors: ten times as much as the largest BART has.
 _MAX_BYTES = 2**20
 
+# Where training frameworks put a model's tensors: Lightning, many loops of people's own,
+# fairseq, DeepSpeed.
+_WEIGHTS_OF_A_RUN = ("state_dict", "model_state_dict", "model", "module")
+
 _MAX_DIMS, _MAX_SIZE = 64, 2**48  # within NumPy's limits
 
 # What a malformed file may raise here, in zipfile, or where the pickle calls a function.
@@ -38,6 +42,8 @@ _MALFORMED = (
 
 def read_pytorch(file: Path) -> dict[str, StoredTensor]:
     """The tensors in `file`, by name.
+
+    What a training framework keeps of a run will do, if a dict in it has the tensors.
 
     **Raises** `CheckpointError` if it is malformed, does not hold a dict of tensors, or its
     pickle calls for more than such a dict needs.
@@ -72,12 +78,21 @@ def _read(file: Path, reader: _Reader) -> dict[str, StoredTensor]:
     if not isinstance(state, dict):
         raise ValueError(f"it holds no dict of tensors, but a {type(state).__name__}")
     tensors: dict[str, StoredTensor] = {}
-    for name, tensor in state.items():
+    for name, tensor in _weights(state).items():
         try:
+            if not isinstance(name, str):
+                raise ValueError("it is no name, but an integer")  # noqa: TRY301
             tensors[name] = _stored(file, tensor, offsets)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     return tensors
+
+
+def _weights(state: dict[Any, Any]) -> dict[Any, Any]:
+    """The dict of a model's tensors: `state` itself or, if that is what a training
+    framework keeps of a run, the one in it."""
+    inside = (state.get(name) for name in _WEIGHTS_OF_A_RUN)
+    return next((x for x in inside if isinstance(x, dict)), state)
 
 
 def _stored(file: Path, tensor: Any, offsets: dict[str, int]) -> StoredTensor:

@@ -257,7 +257,9 @@ def test_tied_embeddings_may_be_stored_twice_but_not_differ(saved):
     assert_same(model, eb.BartForConditionalGeneration.from_pretrained(directory))
     copy[3, 5] += 1
     rewrite(directory, lambda t: t.update({"lm_head.weight": copy}))
-    with pytest.raises(eb.CheckpointError, match=r"lm_head.weight: differs from shared"):
+    with pytest.raises(
+        eb.CheckpointError, match=r"lm_head.weight: differs from model.shared"
+    ):
         eb.BartForConditionalGeneration.from_pretrained(directory)
 
 
@@ -500,3 +502,203 @@ def test_settings_of_a_model_are_changed_for_good(saved):
         model.with_generation_config(beams=2)
     with pytest.raises(TypeError, match="no setting 'generation_config'"):
         eb.BartModel.from_pretrained(directory, generation_config=changed)
+
+
+def wrapped(inside):
+    """A name in a model whose layers are wrapped one by one."""
+    return re.sub(r"(layers\.\d+\.)", r"\1_checkpoint_wrapped_module.", inside)
+
+
+RENAMED = {
+    "module.": lambda n: f"module.{n}",
+    "_orig_mod.": lambda n: f"_orig_mod.{n}",
+    "model.": lambda n: f"model.{n}",
+    "bart.": lambda n: f"bart.{n}",
+    "two": lambda n: f"module.net.{n}",
+    "inner": wrapped,
+    "all": lambda n: f"module._orig_mod.model.{wrapped(n)}",
+}
+
+
+@pytest.mark.parametrize("how", RENAMED)
+@pytest.mark.parametrize("name", ["BartModel", "BartForConditionalGeneration"])
+def test_names_with_a_prefix(name, how, config, getkey, tmp_path):
+    model = eqx.nn.inference_mode(CLASSES[name](config, key=getkey()))
+    model.save_pretrained(tmp_path)
+    loss = {"loss.weight": np.ones(3, np.float32)}  # a module beside the model
+
+    def rename(tensors):
+        renamed = {RENAMED[how](n): tensors.pop(n) for n in list(tensors)}
+        tensors.update(renamed | loss)
+
+    rewrite(tmp_path, rename)
+    with pytest.warns(UserWarning, match=r"no use for these tensors.*loss\.weight"):
+        assert_same(CLASSES[name].from_pretrained(tmp_path), model)
+
+
+def test_a_trunk_in_a_module_of_ones_own(config, getkey, tmp_path):
+    model = eqx.nn.inference_mode(eb.BartModel(config, key=getkey()))
+    model.save_pretrained(tmp_path)
+    out = np.ones((2, 24), np.float32)
+    rewrite(
+        tmp_path,
+        lambda t: t.update(
+            {f"bart.{n}": t.pop(n) for n in list(t)} | {"classifier.weight": out}
+        ),
+    )
+    with pytest.warns(UserWarning, match=r"no use for .*: classifier\.weight\."):
+        loaded = eb.BartForConditionalGeneration.from_pretrained(tmp_path)
+    assert_same(loaded.model, model)
+
+
+def test_two_models_in_one_file_are_not_mixed(saved):
+    _, directory = saved
+
+    def double(tensors):
+        for name in list(tensors):
+            tensors[f"student.{name}"] = tensors.pop(name)
+            tensors[f"teacher.{name}"] = 2 * tensors[f"student.{name}"]
+
+    rewrite(directory, double)
+    with pytest.raises(eb.CheckpointError, match=r"begin with 'student\.', .*'teacher\.'"):
+        eb.BartForConditionalGeneration.from_pretrained(directory)
+
+
+def test_an_average_beside_the_weights_is_left_out(saved):
+    model, directory = saved
+    rewrite(directory, lambda t: t.update({f"ema.{n}": 2 * x for n, x in list(t.items())}))
+    with pytest.warns(UserWarning, match=r"no use for .*: ema\..* and \d\d more"):
+        loaded = eb.BartForConditionalGeneration.from_pretrained(directory)
+    assert_same(loaded, model)
+
+
+@pytest.mark.parametrize("change", ["other names", "more layers", "no names"])
+def test_what_does_not_fit_is_said_briefly_in_the_names_of_the_file(change, saved):
+    _, directory = saved
+    overrides = {}
+    if change == "more layers":
+        overrides = {"encoder_layers": 30, "decoder_layers": 30}
+    elif change == "other names":
+        rewrite(
+            directory,
+            lambda t: t.update({n.replace("layers", "blocks"): t.pop(n) for n in list(t)}),
+        )
+    else:
+        rewrite(directory, lambda t: t.update({f"{hash(n)}": t.pop(n) for n in list(t)}))
+    names = list(safetensors.numpy.load_file(directory / "model.safetensors"))
+    with pytest.raises(eb.CheckpointError) as error:
+        eb.BartForConditionalGeneration.from_pretrained(directory, **overrides)
+    message = str(error.value)
+    assert message.count("\n") < 30
+    assert f"the checkpoint has {len(names)} tensors: " in message
+    assert sum(name in message for name in names) > 5
+
+
+def test_a_run_of_a_training_framework(saved):
+    """What Lightning saves, but for its own classes: these are refused by name."""
+    model, directory = saved
+    theirs = transformers.BartForConditionalGeneration.from_pretrained(directory)
+    optimizer = torch.optim.AdamW(theirs.parameters())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+    ids = torch.tensor([[5, 6, 2]])
+    theirs(ids, labels=ids).loss.backward()
+    theirs.zero_grad()
+    optimizer.step()
+    run = {
+        "epoch": 1,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": {f"model.{n}": x for n, x in theirs.state_dict().items()},
+        "loops": {
+            "fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 2}}}
+        },
+        "optimizer_states": [optimizer.state_dict()],
+        "lr_schedulers": [scheduler.state_dict()],
+    }
+    file = directory / "last.ckpt"
+    torch.save(run, file)
+    assert_same(eb.BartForConditionalGeneration.from_pretrained(file), model)
+    torch.save(run | {"hyper_parameters": {"device": torch.device("cpu")}}, file)
+    with pytest.raises(
+        eb.CheckpointError, match=r"torch\.device, .*save the weights alone"
+    ):
+        eb.BartForConditionalGeneration.from_pretrained(file)
+
+
+def test_empty_tensors_are_placeholders(saved, getkey):
+    _, directory = saved
+    rewrite(directory, lambda t: t.update({n: x.ravel()[:0] for n, x in t.items()}))
+    for more in ({}, {"ignore_mismatched_sizes": True, "key": getkey()}):
+        with pytest.raises(eb.CheckpointError) as error:
+            eb.BartForConditionalGeneration.from_pretrained(directory, **more)
+        message = str(error.value)
+        assert r"model.shared.weight: empty, of the shape [0]" in message
+        assert "zero_to_fp32.py" in message
+        assert "ignore_mismatched_sizes" not in message
+        assert message.count("\n") < 15
+
+
+@pytest.mark.parametrize("size", [7, 30])
+@pytest.mark.parametrize("name", ["BartModel", "BartForCausalLM"])
+def test_resize_position_embeddings(name, size, tmp_path):
+    config = random_config(np.random.default_rng(0))
+    config.max_position_embeddings = 12
+    theirs = random_model(name, config, 0, torch.float32)
+    ours = convert(theirs)
+    resized = ours.resize_position_embeddings(size, copy=True)
+    assert resized.config.max_position_embeddings == size
+    resized.save_pretrained(tmp_path)
+    again = type(theirs).from_pretrained(tmp_path, attn_implementation="eager").eval()
+    before = theirs.state_dict()
+    for key, tensor in again.state_dict().items():
+        if "embed_positions" not in key:
+            assert torch.equal(tensor, before[key]), key
+            continue
+        offset, old = before[key][:2], before[key][2:]
+        copies = torch.cat([offset, *[old] * (1 + size // 12)])[: size + 2]
+        assert torch.equal(tensor, copies), key
+    ids = random_ids(np.random.default_rng(1), config, 2, size)
+    with torch.no_grad():
+        expected = again(torch.from_numpy(ids))[0]
+    assert_close(resized(ids).to_tuple()[0], expected, 1e-5)
+    if size < 12:
+        with pytest.raises(ValueError, match=f"max_position_embeddings is {size}"):
+            resized(ids[:, [*range(size), 0]])
+
+
+def test_new_positions_are_drawn(saved, getkey):
+    model, directory = saved
+    ids = np.array([[5, 6, 7, 2]])
+    with pytest.raises(ValueError, match=r"From 12 to 900 positions.*key=.* or copy=True"):
+        model.resize_position_embeddings(900)
+    with pytest.raises(ValueError, match="max_position_embeddings must be a positive"):
+        model.resize_position_embeddings(0)
+    load = eb.BartForConditionalGeneration.from_pretrained
+    with pytest.raises(eb.CheckpointError, match=r"embed_positions.*ignore_mismatched_siz"):
+        load(directory, max_position_embeddings=900)
+    with pytest.warns(UserWarning, match="embed_positions.weight: drawn at random"):
+        loaded = load(
+            directory,
+            max_position_embeddings=900,
+            ignore_mismatched_sizes=True,
+            key=getkey(),
+        )
+    for longer in (loaded, model.resize_position_embeddings(900, key=getkey())):
+        encoder, decoder = longer.model.encoder, longer.model.decoder
+        tables = [np.asarray(x.embed_positions.weight[14:]) for x in (encoder, decoder)]
+        assert not np.array_equal(*tables)
+        for table in tables:
+            assert abs(table.std() / model.config.init_std - 1) < 0.05
+        assert_close(longer(ids).logits, model(ids).logits, 1e-6)
+    shorter = load(directory, max_position_embeddings=5, ignore_mismatched_sizes=True)
+    assert_close(shorter(ids).logits, model(ids).logits, 1e-6)
+    with pytest.raises(ValueError, match="max_position_embeddings is 5"):
+        shorter(np.array([[5] * 6]))
+
+
+def test_positions_of_another_kind_have_no_table(saved):
+    model, _ = saved
+    without = eqx.tree_at(
+        lambda m: m.model.encoder.embed_positions, model, eb.nn.NoPositionalEmbedding(12)
+    )
+    with pytest.raises(ValueError, match=r"encoder.embed_positions is a NoPositionalEmb"):
+        without.resize_position_embeddings(20, copy=True)

@@ -325,8 +325,8 @@ def test_info(capsys, tmp_path):
     assert main(["info", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert "pytorch_model.bin (PyTorch)" in out
-    assert "problems: encoder.layers.0.fc1.bias: missing" in out
-    assert "problems: encoder.layers.9.fc1.bias: unexpected" in out
+    assert "problems: model.encoder.layers.0.fc1.bias: missing" in out
+    assert "problems: model.encoder.layers.9.fc1.bias: unexpected" in out
     assert re.search(r"head +1 +3 +int64 +24", out)
     assert "unused: my_head" in out
     assert "BartForConditionalGeneration cannot be loaded from" in err
