@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import equinox as eqx
+import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array
 
 from ..checkpoint.loading import from_tensor, to_tensors
 from ..checkpoint.matching import laid_out
@@ -27,6 +30,7 @@ _PREFIX = "base_model.model."
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model"
 _FILES = Files(_CONFIG, re.compile(r"adapter_config\.json|adapter_model\.\w+"))
+_OF_GRADIENTS = ".lora_velora_embed"  # a tensor that nothing but VeLoRA's gradient reads
 _HEAD = re.compile(r"classification_head\..+|qa_outputs\..+")
 _TASK_TYPES = {
     "BartForCausalLM": "CAUSAL_LM",
@@ -35,8 +39,42 @@ _TASK_TYPES = {
     "BartForSequenceClassification": "SEQ_CLS",
     "BartModel": "FEATURE_EXTRACTION",
 }
-# Settings of PEFT with which its adapters compute something else at any other value.
-_NEUTRAL = {"peft_type": "LORA", "use_dora": False, "fan_in_fan_out": False}
+# PEFT's settings that are read here, or that say nothing about what an adapter computes:
+# how it was made and trained, what it was made for, what plain linear maps ignore.
+_UNDERSTOOD = {
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",  # these four are read for the init_lora_weights of their names alone
+    "eva_config",
+    "loftq_config",
+    "lora_ga_config",
+    "ensure_weight_tying",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "megatron_core",
+    "modules_to_save",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+    "velora_config",  # another gradient
+}
+# Those that mean a plain adapter at these values alone.
+_NEUTRAL = {"peft_type": ("LORA",), "bias": ("none",)}
+# How PEFT draws adapters beside weights that stay as they are, and in place of a part of
+# them, which can be computed again. Its others need the data, or draw at random.
+_PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal", "mica")
+_RESIDUAL_INITS = ("pissa", "olora")
 
 
 def save_lora(
@@ -79,20 +117,22 @@ def load_lora(model: ModelT, directory: str | Path) -> ModelT:
     """`model` with the adapters, and the head if there is one, that `save_lora` or HF's
     PEFT wrote to `directory`.
 
+    PiSSA and OLoRA train a part of the weights, beside what is left of them. Here they
+    become adapters of twice the rank beside the whole weights, which compute the same. A
+    dropout that PEFT has before its adapters is left out.
+
     **Raises** `ValueError` if the model has adapters already, `FileNotFoundError` if there
     is no config, `CheckpointError` if a file is malformed, does not fit the model, or has
-    a kind of adapter that is not supported.
+    a setting that is not known to be harmless.
+
+    Source: HF's PEFT; Meng et al. 2024 (arXiv:2404.02948) for PiSSA, Büyükakyüz 2024
+    (arXiv:2406.01775) for OLoRA.
     """
     if has_adapters(model):
         raise ValueError("The model has adapters already: merge them with merge_lora.")
     directory = Path(directory)
     config = read_json(directory, _CONFIG)
-    for name, value in _NEUTRAL.items():
-        if config.get(name, value) != value:
-            raise CheckpointError(
-                f"{directory / _CONFIG} has {name}={config[name]!r}; only {value!r} is "
-                "supported."
-            )
+    _check_config(directory, config)
     tensors = _read(directory)
     adapters: dict[str, LowRankLinear] = {}
     for name, linear in linears(model).items():
@@ -104,6 +144,27 @@ def load_lora(model: ModelT, directory: str | Path) -> ModelT:
             raise CheckpointError(f"{directory}: {name} has half of an adapter.")
     model = map_linears(lambda name, linear: adapters.get(name) or linear, model)
     return _with_heads(model, tensors)
+
+
+def _check_config(directory: Path, config: Mapping[str, Any]) -> None:
+    odd = {name: x for name, x in config.items() if not _is_understood(name, x)}
+    if odd:
+        name = "peft_type" if "peft_type" in odd else min(odd)
+        raise CheckpointError(
+            f"{directory / _CONFIG} has {name}={odd[name]!r}, with which adapters may "
+            "compute something else than they would here. If PEFT can merge them, with "
+            "merge_and_unload, load the model that its save_pretrained then writes."
+        )
+
+
+def _is_understood(name: str, value: Any) -> bool:
+    """Whether the adapters of a config with this setting are known to be computed here as
+    in PEFT. A setting that is not set, or switched off, has no effect."""
+    if name == "init_lora_weights":
+        return value is None or value in (*_PLAIN_INITS, *_RESIDUAL_INITS)
+    if name in _NEUTRAL:
+        return value in _NEUTRAL[name]
+    return name in _UNDERSTOOD or value is None or value is False or value in ([], {})
 
 
 def _with_heads(model: ModelT, tensors: Mapping[str, StoredTensor]) -> ModelT:
@@ -139,6 +200,7 @@ def _read(directory: Path) -> dict[str, StoredTensor]:
                         r"\.(lora_[AB])\.weight$", r".\1", name.removeprefix(_PREFIX)
                     ): tensor
                     for name, tensor in format_.read(file).items()
+                    if not name.endswith(_OF_GRADIENTS)
                 }
     raise CheckpointError(f"{directory} has no {_WEIGHTS}.safetensors.")
 
@@ -159,7 +221,33 @@ def _adapter(
         from_tensor(name, x, Leaf(name, None, is_transposed=True), None) for x in (a, b)
     )
     scaling = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    init = config.get("init_lora_weights")
+    if init in _RESIDUAL_INITS:
+        first_a, first_b = _first_adapter(init, linear, rank, scaling)
+        lora_a = _joined(lora_a, first_a, axis=1)
+        lora_b = _joined(lora_b, -first_b, axis=0)
     return LowRankLinear(linear, lora_a, lora_b, scaling)
+
+
+def _first_adapter(
+    init: str, linear: Linear, rank: int, scaling: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The adapter that PEFT has first, and whose product it takes from the weight: the
+    largest singular values (PiSSA), or the first columns of Q and rows of R (OLoRA)."""
+    weight = np.asarray(linear.weight, np.float32)
+    if init == "olora":
+        q, r = np.linalg.qr(weight.T)
+        return r[:rank].T, q[:, :rank].T
+    if scaling <= 0:
+        raise CheckpointError(f"PiSSA calls for a lora_alpha above 0; scaled by {scaling}.")
+    u, values, v = np.linalg.svd(weight, full_matrices=False)
+    roots = np.sqrt(values[:rank] / np.float32(scaling))
+    return u[:, :rank] * roots, roots[:, None] * v[:rank]
+
+
+def _joined(a: Array, b: np.ndarray, *, axis: int) -> Array:
+    dtype = jnp.promote_types(a.dtype, b.dtype)
+    return jnp.concatenate([a.astype(dtype), jnp.asarray(b, dtype)], axis)
 
 
 def _alpha(config: Mapping[str, Any], name: str) -> float:

@@ -100,6 +100,85 @@ def test_what_peft_saves_is_read(use_rslora, tmp_path):
     assert eqx.tree_equal(eb.load_lora(ours, tmp_path / "again"), loaded)
 
 
+PLAIN = {
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "eva": {"init_lora_weights": "eva", "eva_config": peft.EvaConfig()},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "mica": {"init_lora_weights": "mica"},
+    "PiSSA": {"init_lora_weights": "pissa"},
+    "PiSSA, by roots": {"init_lora_weights": "pissa", "use_rslora": True},
+    "OLoRA": {"init_lora_weights": "olora"},
+    "OLoRA by patterns": {
+        "init_lora_weights": "olora",
+        "rank_pattern": {"encoder.layers.0.self_attn.q_proj": 1},
+        "alpha_pattern": {"v_proj": 3},
+    },
+    "VeLoRA": {"velora_config": {}},
+    "dropout": {"lora_dropout": 0.5},
+    "layout": {"fan_in_fan_out": True},
+    "one layer": {"layers_to_transform": [0], "layers_pattern": "layers"},
+    "ties": {"ensure_weight_tying": True},
+}
+OTHERS = {
+    "use_dora": {"use_dora": True},
+    "lora_bias": {"lora_bias": True},
+    "bias": {"bias": "lora_only"},
+    "alora_invocation_tokens": {"alora_invocation_tokens": [5]},
+    "trainable_token_indices": {"trainable_token_indices": [5, 6]},
+    "kasa_config": {"kasa_config": {}},
+    "monteclora_config": {"monteclora_config": {}},
+    "use_bdlora": {
+        "use_bdlora": {"target_modules_bd_a": ["q_proj", "v_proj"], "nblocks": 2}
+    },
+}
+
+
+def saved_by_peft(directory, **settings):
+    """A model of ours, ids, and the logits of PEFT for an adapter that it saves."""
+    theirs, ours = pair("BartForConditionalGeneration")
+    ids = random_ids(np.random.default_rng(1), theirs.config, 2, 6)
+    config = peft.LoraConfig(
+        **{"r": 2, "lora_alpha": 3, "target_modules": ["q_proj", "v_proj"]} | settings
+    )
+    state = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    adapted = peft.get_peft_model(theirs, config)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    adapted.save_pretrained(directory)
+    base = type(theirs)(theirs.config)
+    base.load_state_dict(state)
+    with torch.no_grad():
+        loaded = peft.PeftModel.from_pretrained(base, directory).eval()
+        return ours, ids, loaded(torch.from_numpy(ids)).logits
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+@pytest.mark.parametrize("kind", PLAIN)
+def test_kinds_of_adapters_that_are_read(kind, tmp_path):
+    ours, ids, expected = saved_by_peft(tmp_path, **PLAIN[kind])
+    loaded = eb.load_lora(ours, tmp_path)
+    # What is left of the weights has PEFT's rounding errors, in float32.
+    tolerance = 1e-4 if kind.startswith("PiSSA") else 1e-5
+    assert_close(logits(loaded, ids), expected, tolerance)
+    assert np.abs(logits(ours, ids) - expected.numpy()).max() > 1e-3
+    eb.save_lora(loaded, tmp_path / "again")
+    again = peft.PeftModel.from_pretrained(
+        pair("BartForConditionalGeneration")[0], tmp_path / "again"
+    ).eval()
+    with torch.no_grad():
+        assert_close(again(torch.from_numpy(ids)).logits, expected, tolerance)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+@pytest.mark.parametrize("kind", OTHERS)
+def test_kinds_of_adapters_that_are_refused_by_name(kind, tmp_path):
+    ours, _, _ = saved_by_peft(tmp_path, **OTHERS[kind])
+    with pytest.raises(eb.CheckpointError, match=rf"has {kind}=.*merge_and_unload"):
+        eb.load_lora(ours, tmp_path)
+
+
 def test_only_adapters_are_trained(config, getkey):
     config = dataclasses.replace(config, init_std=0.3)
     model = eqx.nn.inference_mode(eb.BartForConditionalGeneration(config, key=getkey()))
@@ -193,8 +272,16 @@ A = "base_model.model.model.decoder.layers.0.self_attn.q_proj.lora_A.weight"
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_dora": True}, "use_dora=True; only False"),
-        ({"peft_type": "IA3"}, "peft_type='IA3'; only 'LORA'"),
+        ({"peft_type": "IA3", "alpha": 3}, "peft_type='IA3', with which adapters may"),
+        ({"a_setting_to_come": 16}, "a_setting_to_come=16, with which adapters may"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4'"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq'"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights='corda'"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga'"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication="),
+        ({"use_qalora": True}, "use_qalora=True"),
+        ({"arrow_config": {"top_k": 2}}, "arrow_config="),
+        ({"init_lora_weights": "pissa", "lora_alpha": 0}, "PiSSA calls for a lora_alpha"),
         ({"lora_alpha": None}, "lora_alpha=None, no number"),
         ({"alpha_pattern": {"(a+)+": 1}}, "does not go by names"),
         ({"alpha_pattern": ["q_proj"]}, "does not go by names"),
