@@ -26,7 +26,8 @@ from ..models.causal_lm import BartForCausalLM
 from ..models.conditional_generation import BartForConditionalGeneration
 from ..models.question_answering import BartForQuestionAnswering
 from ..models.sequence_classification import BartForSequenceClassification
-from .common import InputError, progress_bar
+from .common import InputError, progress_bar, report
+from .tokenizer import load_tokenizer
 
 
 _MODELS = {
@@ -39,13 +40,12 @@ _MODELS = {
         BartForCausalLM,
     )
 }
-_TOKENIZER_FILES = (
-    "added_tokens.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
+# What of a checkpoint's directory is not kept when it is converted: weights of any
+# framework, the state of a training run, and what is written anew. The rest is small: the
+# tokenizer, whatever its files are called, and the model's card.
+_NOT_KEPT = re.compile(
+    r"\..*|(generation_)?config\.json|.+\.index\.json|"
+    r".+\.(safetensors|bin|pt|pth|ckpt|msgpack|h5|ot|onnx|gguf|tflite|npz)"
 )
 _CHECKPOINT_HELP = "a directory, a file of weights, or a name on the Hugging Face hub"
 
@@ -70,7 +70,7 @@ def add_convert(commands: Any) -> None:
         "convert",
         help="write a checkpoint of any format as safetensors",
         description="Writes a checkpoint of any format as safetensors, with its config and "
-        "its tokenizer, and reads it back to compare.",
+        "its tokenizer and what else lies beside it, and reads it back to compare.",
     )
     convert.set_defaults(run=_convert)
     add = convert.add_argument
@@ -193,13 +193,18 @@ def _convert(args: argparse.Namespace) -> int:
             "them"
         )
     source = locate(args.source, weights=True)
+    if not Path(args.source).exists():  # what is on the hub is not yet beside the weights
+        try:
+            load_tokenizer(args.source)
+        except InputError as error:
+            report(f"no tokenizer is kept: {error}")
     cls = _model_class(BartConfig.from_pretrained(find_weights(source).file.parent))
     with jax.enable_x64(True), progress_bar() as progress:  # noqa: FBT003
         task = progress.add_task("reading", total=3)
         model = cls.from_pretrained(source, dtype=args.dtype)
         progress.update(task, advance=1, description="writing")
         model.save_pretrained(args.destination, max_shard_size=args.max_shard_size)
-        _copy_tokenizer(source, args.destination)
+        _keep_others(source, args.destination)
         progress.update(task, advance=1, description="comparing")
         if not _is_same(cls.from_pretrained(args.destination), model):
             raise InputError(f"{args.destination} reads back differently from {source}")
@@ -208,12 +213,13 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
 
 
-def _copy_tokenizer(source: Path, destination: Path) -> None:
+def _keep_others(source: Path, destination: Path) -> None:
+    """Copies what lies beside the weights to where there is no such file."""
     directory = source if source.is_dir() else source.parent
-    for name in _TOKENIZER_FILES:
-        file = directory / name
-        if file.is_file() and not (destination / name).exists():
-            shutil.copyfile(file, destination / name)
+    for file in directory.iterdir():
+        is_kept = file.is_file() and not _NOT_KEPT.fullmatch(file.name)
+        if is_kept and not (destination / file.name).exists():
+            shutil.copyfile(file, destination / file.name)
 
 
 def _is_same(a: Any, b: Any) -> bool:

@@ -5,10 +5,8 @@ import contextlib
 import itertools
 import json
 import math
-import os
 import secrets
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +16,7 @@ from ..models.conditional_generation import BartForConditionalGeneration
 from .answers import Answer, Answerer, Row
 from .common import InputError, line_writer, progress_bar, report
 from .inputs import Input, open_inputs
+from .tokenizer import load_tokenizer
 
 
 _NUM_SEEDS = 2**32  # JAX drops what is above
@@ -139,20 +138,7 @@ def _answerer(args: argparse.Namespace) -> Answerer:
         settings["output_token_log_probs"] = True
     model = BartForConditionalGeneration.from_pretrained(args.model)
     seed = secrets.randbelow(_NUM_SEEDS) if args.seed is None else args.seed
-    return Answerer(model, _load_tokenizer(args.model), settings, seed)
-
-
-def _load_tokenizer(path: str | Path) -> Any:
-    # Otherwise transformers advises users without PyTorch to install it.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
-
-    # If there is neither file, transformers makes up a tokenizer without a vocabulary.
-    is_local = Path(path).exists()
-    files = ("tokenizer.json", "vocab.json")
-    if is_local and not any((Path(path) / file).is_file() for file in files):
-        raise InputError(f"{path} has no tokenizer: no tokenizer.json, no vocab.json")
-    return AutoTokenizer.from_pretrained(path, local_files_only=is_local)
+    return Answerer(model, load_tokenizer(args.model), settings, seed)
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

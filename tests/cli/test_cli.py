@@ -242,7 +242,100 @@ def test_a_model_without_a_tokenizer(capsys, config, getkey, tmp_path):
     eb.BartForConditionalGeneration(config, key=getkey()).save_pretrained(tmp_path)
     status, _, err = run(capsys, "--model", str(tmp_path), "hello")
     assert status == 1
-    assert "has no tokenizer: no tokenizer.json" in err
+    assert "has no tokenizer: a RobertaTokenizer has its words in merges.txt or" in err
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
+
+
+@pytest.fixture
+def with_words(getkey, tmp_path):
+    """A checkpoint with a tokenizer that BART's own have no file in common with."""
+    config = eb.BartConfig(
+        **dict.fromkeys(["vocab_size", "max_position_embeddings"], len(WORDS)),
+        **dict.fromkeys(["encoder_layers", "decoder_layers"], 1),
+        **dict.fromkeys(["encoder_attention_heads", "decoder_attention_heads"], 2),
+        **dict.fromkeys(["encoder_ffn_dim", "decoder_ffn_dim", "d_model"], 8),
+        **dict.fromkeys(["eos_token_id", "decoder_start_token_id"], 3),
+        pad_token_id=0,
+        bos_token_id=2,
+        forced_eos_token_id=None,
+    )
+    source = tmp_path / "words"
+    eb.BartForConditionalGeneration(config, key=getkey()).save_pretrained(source)
+    (source / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    settings = {"tokenizer_class": "BertTokenizer"}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    return source
+
+
+def test_a_tokenizer_of_other_files(capsys, with_words):
+    for checkpoint in (with_words, with_words / "model.safetensors"):
+        status, out, err = run(
+            capsys, "--model", str(checkpoint), "--set", "max_new_tokens=3", "a b"
+        )
+        assert (status, err) == (0, "")
+        assert out.startswith("a b\t")
+    (with_words / "vocab.txt").rename(with_words / "vocab.json")
+    status, _, err = run(capsys, "--model", str(with_words), "a b")
+    assert status == 1
+    assert "a BertTokenizer has its words in tokenizer.json or vocab.txt" in err
+    (with_words / "tokenizer.json").write_text("{}")
+    status, _, err = run(capsys, "--model", str(with_words), "a b")
+    assert status == 1
+    assert re.search(r"the tokenizer of .* cannot be read: \w+: ", err)
+
+
+def test_convert_keeps_what_lies_beside_the_weights(with_words, tmp_path):
+    kept = {
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "dict.txt",
+        "source.spm",
+        "README.md",
+    }
+    left = {"optimizer.pt", "training_args.bin", "tf_model.h5", "flax_model.msgpack"}
+    for name in kept | left:
+        (with_words / name).write_bytes(b"x")
+    (with_words / "runs").mkdir()
+    assert main(["convert", str(with_words), str(tmp_path / "to")]) == 0
+    ours = {"config.json", "generation_config.json", "model.safetensors"}
+    tokenizer = {"vocab.txt", "tokenizer_config.json"}
+    assert {x.name for x in (tmp_path / "to").iterdir()} == kept | ours | tokenizer
+
+
+@pytest.mark.slow
+def test_convert_keeps_the_tokenizer_of_a_model_on_the_hub(with_words, tmp_path):
+    snapshot = tmp_path / "hub" / "models--org--words" / "snapshots" / ("0" * 40)
+    shutil.copytree(with_words, snapshot)
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0" * 40)
+    command = [sys.executable, "-m", "eqx_bart"]
+    place = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    for arguments in (
+        ["convert", "org/words", str(tmp_path / "to")],
+        ["generate", "--model", "org/words", "--set", "max_new_tokens=3", "a b"],
+    ):
+        done = subprocess.run(
+            command + arguments,
+            capture_output=True,
+            check=False,
+            text=True,
+            env=os.environ | place,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "to" / "vocab.txt").is_file()
+    (snapshot / "vocab.txt").unlink()
+    done = subprocess.run(
+        command + arguments,
+        capture_output=True,
+        check=False,
+        text=True,
+        env=os.environ | place,
+    )
+    assert done.returncode == 1
+    assert "org/words has no tokenizer: a BertTokenizer has" in done.stderr
 
 
 def test_as_a_module(tmp_path):
