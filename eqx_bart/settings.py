@@ -43,16 +43,25 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def plain_fields(config: Any) -> None:
-    """Turns the fields of a frozen dataclass from NumPy's numbers into Python's, and from
-    lists into tuples."""
+    """Turns the fields of a frozen dataclass from NumPy's numbers into Python's, from lists
+    into tuples, and where they are integers from 10.0 into 10."""
     for field in dataclasses.fields(config):
-        object.__setattr__(config, field.name, _plain(getattr(config, field.name)))
+        value = _plain(getattr(config, field.name))
+        declared = field.metadata.get(Setting)
+        if declared is not None and declared.kind.is_integer and is_integral(value):
+            value = int(value)
+        object.__setattr__(config, field.name, value)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_plain(v) for v in value)
     return value.item() if isinstance(value, np.generic) else value
+
+
+def is_integral(value: Any) -> bool:
+    """Whether it is a float that is an integer, as numbers of JSON files may be."""
+    return isinstance(value, float) and value.is_integer()
 
 
 def as_lists(value: Any) -> Any:
@@ -69,11 +78,13 @@ class Kind:
     - `is_valid`: whether a value is one of them.
     - `words`: what a value must do or be; this follows "must" in a message.
     - `token_ids`: the token ids in a valid value.
+    - `is_integer`: whether they are integers, so that 10.0 is 10, as in a JSON file.
     """
 
     is_valid: Callable[[Any], bool]
     words: str
     token_ids: Callable[[Any], Iterable[int]] = lambda _: ()
+    is_integer: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,17 +97,26 @@ class Setting:
     - `kind`: the values that it may have.
     - `meaning`: what it does, in a sentence without its full stop.
     - `default`: its value if it is not set; `None` if that depends on other settings.
+    - `is_used`: whether the settings are such that this one counts.
     """
 
     group: str
     kind: Kind
     meaning: str
     default: Any
+    is_used: Callable[[Mapping[str, Any]], bool]
 
 
-def setting(group: str, kind: Kind, meaning: str, *, default: Any = None) -> Any:
+def setting(
+    group: str,
+    kind: Kind,
+    meaning: str,
+    *,
+    default: Any = None,
+    is_used: Callable[[Mapping[str, Any]], bool] = lambda _: True,
+) -> Any:
     """A dataclass field that is a setting; it is `None` while it is not set."""
-    declared = Setting(group, kind, meaning, default)
+    declared = Setting(group, kind, meaning, default, is_used)
     return dataclasses.field(default=None, metadata={Setting: declared})
 
 
@@ -110,11 +130,19 @@ def settings_of(cls: Any) -> Mapping[str, Setting]:
 def check_settings(config: Any) -> None:
     """**Raises** `ValueError` if a setting of a config has a value that it may not have."""
     for name, declared in settings_of(type(config)).items():
-        value, kind = getattr(config, name), declared.kind
-        if value is not None and not kind.is_valid(value):
-            raise ValueError(
-                f"{type(config).__name__}: {name} must {kind.words}; it is {value!r}."
-            )
+        check_setting(config, name, declared)
+
+
+def check_setting(config: Any, name: str, declared: Setting, origin: str = "") -> None:
+    """Checks one setting; `origin` says where its value is from.
+
+    **Raises** as `check_settings` does.
+    """
+    value, kind = getattr(config, name), declared.kind
+    if value is not None and not kind.is_valid(value):
+        raise ValueError(
+            f"{type(config).__name__}: {name} must {kind.words}; it is {value!r}{origin}."
+        )
 
 
 def documented(cls: type[Config]) -> type[Config]:
@@ -156,8 +184,9 @@ def _is_biases(value: Any) -> bool:
 
 
 FLAG = Kind(lambda v: isinstance(v, bool), "be true or false")
-POSITIVE = Kind(lambda v: is_int(v) and v >= 1, "be an integer, 1 or more")
-COUNT = Kind(lambda v: is_int(v) and v >= 0, "be an integer, 0 or more")
+INTEGER = Kind(is_int, "be an integer", is_integer=True)
+POSITIVE = Kind(lambda v: is_int(v) and v >= 1, "be an integer, 1 or more", is_integer=True)
+COUNT = Kind(lambda v: is_int(v) and v >= 0, "be an integer, 0 or more", is_integer=True)
 NUMBER = Kind(is_real, "be a number")
 ABOVE_ZERO = Kind(lambda v: is_real(v) and v > 0, "be a number above 0")
 FRACTION = Kind(lambda v: is_real(v) and 0 <= v <= 1, "lie in [0, 1]")
@@ -169,7 +198,7 @@ TOKEN_ID = Kind(
     as_id_tuple,
 )
 TOKEN_ID_OR_IDS = Kind(
-    lambda v: _is_ids((v,)) or (_is_ids(v) and v != ()),
+    lambda v: _is_ids((v,)) or _is_ids(v),
     "be a token id, an integer, or several",
     as_id_tuple,
 )

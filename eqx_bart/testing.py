@@ -131,7 +131,7 @@ def _cached(
 ) -> Float[Array, "batch length vocab"]:
     """The logits, decoded `sizes` tokens at a time with a cache."""
     step = eqx.filter_jit(model.generation_step)
-    cache, logits = model.init_generation_cache(inputs, ids.shape[1]), list[Array]()
+    cache, logits = model.init_generation_cache(inputs, 1, ids.shape[1]), list[Array]()
     for tokens, positions, mask in _calls(ids, sizes):
         new, _, cache = step(tokens, cache, positions, mask, output_attentions=False)
         logits.append(new)
@@ -174,7 +174,7 @@ def _first_layer(
     source, show = inputs.encoder_outputs, Show(hidden_states=True)
     decoder, embed = model.decoder, model.decoder_embed_tokens.lookup
     expected: Any = decoder(embed(ids), source=source, show=show).hidden_states
-    cache, found = model.init_generation_cache(inputs, ids.shape[1]), list[Any]()
+    cache, found = model.init_generation_cache(inputs, 1, ids.shape[1]), list[Any]()
     for tokens, positions, mask in _calls(ids, sizes):
         decoded, cache = decoder.step(
             embed(tokens), cache, position_ids=positions, mask=mask, show=show

@@ -1,9 +1,10 @@
 """Generation: from an encoder's outputs to token ids."""
 
+from .call import GenerationCall, LoopSettings
 from .config import GenerationConfig
 from .inputs import GenerationInputs
 from .logits_process import LogitsProcessor, PrefixConstrainedLogitsProcessor
-from .mixin import GenerationCall, GenerationMixin
+from .mixin import GenerationMixin
 from .output import GenerationOutput
 from .state import AbstractStrategy, GenerationState, Progress
 
@@ -17,6 +18,7 @@ __all__ = [
     "GenerationOutput",
     "GenerationState",
     "LogitsProcessor",
+    "LoopSettings",
     "PrefixConstrainedLogitsProcessor",
     "Progress",
 ]

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Key
 
-from ..config import as_id_tuple
 from .state import AbstractStrategy, Progress, Result
 from .top_k import take, top_k
 
@@ -72,7 +71,7 @@ class BeamSearch(AbstractStrategy):
         scores, and there is one of `keys` for each input."""
         batch, rows, steps = progress.ancestors.shape
         log_probs = None
-        if progress.config.output_token_log_probs:
+        if progress.settings.output_token_log_probs:
             log_probs = jnp.zeros((batch, rows, steps), dtype)
         # All beams are the same at first, so only one may go on.
         scores = jnp.full((batch, rows), DEAD, dtype)
@@ -117,7 +116,7 @@ class BeamSearch(AbstractStrategy):
     ) -> Hypotheses:
         """The best continuations: enough that `num_beams` of them do not end the row."""
         batch, rows, vocab = scores.shape
-        count = rows * max(2, 1 + len(as_id_tuple(progress.config.eos_token_id)))
+        count = rows * max(2, 1 + len(progress.settings.eos_token_id))
         totals = (scores + self.running_scores[..., None]).reshape(batch, -1)
         if self.keys is None:
             values, places = top_k(totals, count)
@@ -177,8 +176,8 @@ class BeamSearch(AbstractStrategy):
         return jnp.all(self.is_settled)
 
     def result(self, progress: Progress) -> Result:
-        config = progress.config
-        best = jax.tree.map(lambda x: x[:, : config.num_return_sequences], self.finished)
+        settings = progress.settings
+        best = jax.tree.map(lambda x: x[:, : settings.num_return_sequences], self.finished)
         ancestors = best.ancestors
         batch, _, steps = ancestors.shape
         offset = progress.num_rows * jnp.arange(batch)[:, None, None]
@@ -187,7 +186,7 @@ class BeamSearch(AbstractStrategy):
         is_padding = (jnp.arange(input_ids.shape[1]) >= lengths[:, None]) | (input_ids < 0)
         log_probs = best.log_probs
         return Result(
-            jnp.where(is_padding, config.pad_token_id, input_ids),
+            jnp.where(is_padding, settings.pad_token_id, input_ids),
             lengths,
             ancestors,
             best.scores.reshape(-1),
@@ -232,9 +231,8 @@ def _is_end(candidates: Hypotheses, progress: Progress) -> Bool[Array, "batch ca
     newest = jax.lax.dynamic_index_in_dim(
         candidates.input_ids, progress.length, axis=2, keepdims=False
     )
-    is_last = progress.num_new + 1 == progress.config.max_new_tokens
-    eos_token_ids = as_id_tuple(progress.config.eos_token_id)
-    return is_last | jnp.isin(newest, jnp.asarray(eos_token_ids, jnp.int32))
+    is_last = progress.num_new + 1 == progress.settings.max_new_tokens
+    return is_last | jnp.isin(newest, jnp.asarray(progress.settings.eos_token_id))
 
 
 def _settle(
@@ -244,10 +242,11 @@ def _settle(
     progress: Progress,
 ) -> Bool[Array, " batch"]:
     """The inputs whose search may end, by `early_stopping`."""
-    early_stopping = progress.config.early_stopping
+    settings, early_stopping = progress.settings, progress.settings.early_stopping
     length = progress.num_new
-    if early_stopping == "never" and progress.config.length_penalty > 0:
-        length = jnp.asarray(progress.config.max_new_tokens - 1)
+    if early_stopping == "never":
+        longest = jnp.asarray(settings.max_new_tokens) - 1
+        length = jnp.where(jnp.asarray(settings.length_penalty) > 0, longest, length)
     penalty = _length_penalty(progress, length, running.scores.dtype)
     best_possible = running.scores[:, :1] / penalty
     worst = jnp.min(finished.scores, axis=1, keepdims=True)
@@ -260,9 +259,7 @@ def _length_penalty(
     progress: Progress, step: Integer[Array, ""], dtype: jnp.dtype
 ) -> Float[Array, ""]:
     """What scores are divided by after this step."""
-    config = progress.config
-    lengths = np.arange(1, config.max_new_tokens + 1, dtype=np.float64)
-    return jnp.asarray(lengths**config.length_penalty, dtype)[step]
+    return jnp.asarray(progress.settings.penalties, dtype)[step]
 
 
 def _common_prefix(rows: list[np.ndarray]) -> np.ndarray:

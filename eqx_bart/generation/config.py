@@ -18,13 +18,15 @@ from ..settings import (
     as_id_tuple,
     as_lists,
     BIASES,
-    check_settings,
+    check_setting,
     Config,
     COUNT,
     CUTOFF,
     documented,
     FLAG,
     FRACTION,
+    INTEGER,
+    is_int,
     is_real,
     Kind,
     NUMBER,
@@ -45,12 +47,28 @@ _DEFAULT_NEW_TOKENS = 20
 
 _OTHERS = {*NEUTRAL, *INERT}
 
+# Where settings are from, the last first.
+_ORIGINS = (
+    _ARGUMENT := "an argument of generate",
+    _GIVEN_CONFIG := "the generation_config given",
+    _CHANGED := "a change of the model's generation_config",
+    _OWN := "the model's generation_config",
+)
+# The settings on which it depends whether others count.
+_DECISIVE = ("num_beams", "do_sample")
+
 _length = functools.partial(setting, "**Length:**")
 _strategy = functools.partial(setting, "**Strategy:**")
+_search = functools.partial(
+    setting,
+    "**Beam search**, with `num_beams` above 1 only:",
+    is_used=lambda values: values["num_beams"] > 1,
+)
 _scores = functools.partial(setting, "**Scores**, in the order in which they apply:")
 _sampling = functools.partial(
     setting,
     "**Sampling**, with `do_sample` only, before `renormalize_logits` and in this order:",
+    is_used=lambda values: values["do_sample"],
 )
 _tokens = functools.partial(setting, "**Token ids:**")
 _results = functools.partial(setting, "**Results** on request, see `GenerationOutput`:")
@@ -59,6 +77,7 @@ _EARLY_STOPPING = Kind(
     lambda v: isinstance(v, bool) or v == "never", 'be true, false or "never"'
 )
 _TEMPERATURE = Kind(lambda v: is_real(v) and v > 0, "be above 0; do_sample=False is greedy")
+_TOKEN_ID_OR_NONE = Kind(is_int, "be a token id, an integer", as_id_tuple)
 _DECAY = Kind(
     lambda v: (
         isinstance(v, tuple)
@@ -93,12 +112,12 @@ class GenerationConfig:
 
     Every setting is optional. What a config given to `generate` does not set is taken from
     the model's own `generation_config`, and then from HF's defaults, which are in
-    parentheses below.
+    parentheses below. `generate` checks the settings that it uses, and no others: a
+    checkpoint loads whatever its settings are.
 
     `extra` has HF's other settings, kept so that they can be written back. They may be
-    given by name as well. `generate` refuses those that would change its result.
-
-    **Raises** `ValueError` naming the field, its value and what is allowed.
+    given by name as well. `generate` refuses those that would change its result. `origins`
+    says where settings are from, if they are from more than one place, for messages.
 
     Source: HF's `GenerationConfig`.
     """
@@ -112,10 +131,13 @@ class GenerationConfig:
         "tokens are generated, or as many as the model has positions for",
     )
     min_length: int | None = _length(
-        COUNT, "no row ends before it has this many tokens, the prompt included", default=0
+        INTEGER,
+        "no row ends before it has this many tokens, the prompt included; 0 or less is "
+        "none. A maximum that overrides the settings of which this is one goes first",
+        default=0,
     )
     min_new_tokens: int = _length(
-        COUNT, "the same, the prompt excluded; it overrides `min_length`"
+        INTEGER, "the same, the prompt excluded; it overrides `min_length`"
     )
     do_sample: bool = _strategy(
         FLAG, "draw tokens at random, rather than take the likeliest", default=False
@@ -126,13 +148,13 @@ class GenerationConfig:
     num_return_sequences: int = _strategy(
         POSITIVE, "how many of them, or how many samples, to return", default=1
     )
-    early_stopping: bool | str = _strategy(
+    early_stopping: bool | str = _search(
         _EARLY_STOPPING,
         "end the search of a row when it has `num_beams` ended ones (True), when better "
         'ones are unlikely (False), or impossible ("never")',
         default=False,
     )
-    length_penalty: float = _strategy(
+    length_penalty: float = _search(
         NUMBER, "beams rank by log-probability over length to this power", default=1.0
     )
     sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = _scores(
@@ -217,7 +239,9 @@ class GenerationConfig:
         TOKEN_ID_OR_IDS, "the token, or tokens, that end a row"
     )
     pad_token_id: int = _tokens(
-        TOKEN_ID, "what fills a row after its end; the first `eos_token_id` by default"
+        _TOKEN_ID_OR_NONE,
+        "what fills a row after its end; by default, and where it is negative, the first "
+        "`eos_token_id`",
     )
     output_scores: bool = _results(
         FLAG, "what each step has chosen from, as `scores`", default=False
@@ -232,48 +256,19 @@ class GenerationConfig:
         FLAG, "the decoder's attention to the source, as `cross_attentions`", default=False
     )
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    origins: Mapping[str, str] = dataclasses.field(
+        default_factory=dict, hash=False, compare=False, repr=False
+    )
 
     def __post_init__(self):
         if isinstance(self.sequence_bias, Mapping):
             object.__setattr__(self, "sequence_bias", tuple(self.sequence_bias.items()))
         plain_fields(self)
         object.__setattr__(self, "extra", copy.deepcopy(dict(self.extra)))
-        check_settings(self)
-        self._check_contradictions()
-
-    def _check_contradictions(self) -> None:
-        """Compares the settings that are set; the others may still be set to fit."""
-        for least, most in (
-            ("min_length", "max_length"),
-            ("min_new_tokens", "max_new_tokens"),
-            ("num_return_sequences", "num_beams"),
-        ):
-            low, high = getattr(self, least), getattr(self, most)
-            if least == "num_return_sequences" and high == 1:
-                continue
-            if low is not None and high is not None and low > high:
-                raise ValueError(
-                    f"GenerationConfig: {least}={low} is more than {most}={high}."
-                )
-        several = (self.num_return_sequences or 1) > 1
-        if several and self.num_beams == 1 and self.do_sample is False:
-            raise ValueError(
-                f"GenerationConfig: num_return_sequences={self.num_return_sequences}, but "
-                "greedy search has one answer. Set num_beams or do_sample."
-            )
-        for name in ("forced_bos_token_id", "forced_eos_token_id"):
-            forced = set(as_id_tuple(getattr(self, name)))
-            if forced and forced <= set(self.suppress_tokens or ()):
-                raise ValueError(
-                    f"GenerationConfig: suppress_tokens has all of {name}={forced}."
-                )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GenerationConfig":
-        """Builds a config from the contents of a `generation_config.json`.
-
-        **Raises** `ValueError` as the class does.
-        """
+        """Builds a config from the contents of a `generation_config.json`."""
         names = settings_of(cls)
         known = {name: value for name, value in values.items() if name in names}
         extra = {name: value for name, value in values.items() if name not in names}
@@ -329,8 +324,11 @@ class GenerationConfig:
                 f"generate has no setting {', '.join(sorted(unknown))}; GenerationConfig "
                 f"lists those that it has."
             )
-        values = self.to_dict()
-        for update in ({} if other is None else other.to_dict(), overrides):
+        values, origins = self.to_dict(), dict(self.origins)
+        for update, origin in (
+            ({} if other is None else other.to_dict(), _GIVEN_CONFIG),
+            (overrides, _ARGUMENT),
+        ):
             for total, new in (
                 ("max_length", "max_new_tokens"),
                 ("min_length", "min_new_tokens"),
@@ -340,7 +338,16 @@ class GenerationConfig:
                 elif update.get(new) is not None:
                     values.pop(total, None)
             values |= update
-        return type(self).from_dict(values)
+            origins |= dict.fromkeys(update, origin)
+        return dataclasses.replace(type(self).from_dict(values), origins=origins)
+
+    def changed(
+        self, other: "GenerationConfig | None", overrides: dict[str, Any]
+    ) -> "GenerationConfig":
+        """These settings, `updated` for good: a model's own, for calls to come."""
+        new = self.updated(other, overrides)
+        origins = dict.fromkeys(new.origins, _CHANGED)
+        return dataclasses.replace(new, origins=origins)
 
     @classmethod
     def _names(cls) -> set[str]:
@@ -373,18 +380,18 @@ class GenerationConfig:
         - `prompt_length`: the length of the prompt, in tokens.
         - `vocab_size`, `max_positions`: the model's numbers of tokens and positions.
 
-        **Raises** `ValueError` if a setting does not fit the model, or is one that
-        `generate` does not have.
+        **Raises** `ValueError` if a setting that is used is impossible, does not fit the
+        model, contradicts another, or is one that `generate` does not have.
         """
         self._refuse_unsupported()
-        self._check_ids(vocab_size)
-        given = self._set()
-        values = self._defaults() | given
-        values["max_new_tokens"] = self._max_new_tokens(prompt_length, max_positions)
-        if "min_new_tokens" not in given:
-            values["min_new_tokens"] = max(values["min_length"] - prompt_length, 0)
+        values = self._defaults() | self._set()
+        self._check_used(values, vocab_size)
+        self._check_contradictions(values)
+        most = self._max_new_tokens(prompt_length, max_positions)
+        least = self._min_new_tokens(prompt_length, most)
+        values |= {"max_new_tokens": most, "min_new_tokens": least}
         values |= {"max_length": None, "min_length": None}
-        if "pad_token_id" not in values:
+        if values.get("pad_token_id", -1) < 0:
             values["pad_token_id"] = next(iter(as_id_tuple(self.eos_token_id)), 0)
         return type(self)(**values)
 
@@ -397,15 +404,48 @@ class GenerationConfig:
         values = {name: declared.default for name, declared in settings_of(cls).items()}
         return {name: value for name, value in values.items() if value is not None}
 
-    def _check_ids(self, vocab_size: int) -> None:
+    def _check_used(self, values: dict[str, Any], vocab_size: int) -> None:
+        """Checks the settings that count, first those on which it depends whether others
+        do."""
         settings = settings_of(type(self))
-        for name, value in self._set().items():
-            for token_id in settings[name].kind.token_ids(value):
+        for name in sorted(settings, key=_DECISIVE.__contains__, reverse=True):
+            if name not in values or not settings[name].is_used(values):
+                continue
+            check_setting(self, name, settings[name], self._origin(name))
+            for token_id in settings[name].kind.token_ids(values[name]):
                 if token_id >= vocab_size:
                     raise ValueError(
-                        f"GenerationConfig: {name}={token_id} is outside the vocabulary "
-                        f"of {vocab_size}."
+                        f"GenerationConfig: {name}={token_id}{self._origin(name)} is "
+                        f"outside the vocabulary of {vocab_size}."
                     )
+
+    def _check_contradictions(self, values: dict[str, Any]) -> None:
+        several, beams = values["num_return_sequences"], values["num_beams"]
+        if several > beams > 1:
+            raise ValueError(
+                f"GenerationConfig: {self._said('num_return_sequences')} is more than "
+                f"{self._said('num_beams')}."
+            )
+        if several > 1 and beams == 1 and not values["do_sample"]:
+            raise ValueError(
+                f"GenerationConfig: {self._said('num_return_sequences')}, but greedy "
+                "search has one answer. Set num_beams or do_sample."
+            )
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            forced = set(as_id_tuple(getattr(self, name)))
+            if forced and forced <= set(self.suppress_tokens or ()):
+                raise ValueError(
+                    f"GenerationConfig: {self._said('suppress_tokens')} has all of "
+                    f"{self._said(name)}."
+                )
+
+    def _said(self, name: str) -> str:
+        """A setting and its value, for a message, and where the value is from."""
+        return f"{name}={getattr(self, name)!r}{self._origin(name)}"
+
+    def _origin(self, name: str) -> str:
+        """Where a value is from, for a message, if values are from more than one place."""
+        return f" ({self.origins.get(name, _OWN)})" if self.origins else ""
 
     def _refuse_unsupported(self) -> None:
         values = {k: v for k, v in self.extra.items() if k in NEUTRAL and v is not None}
@@ -418,22 +458,39 @@ class GenerationConfig:
                 "to do without."
             )
 
-    def _max_new_tokens(self, prompt_length: int, limit: int) -> int:
-        values = self._set()
+    def _max_new_tokens(self, prompt_length: int, max_positions: int) -> int:
+        limit = max_positions + 1  # the last token is not read, and needs no position
+        default = min(prompt_length + _DEFAULT_NEW_TOKENS, max_positions)
+        values = {"max_length": default} | self._set()
+        max_length = values["max_length"]
         if "max_new_tokens" in values:
-            max_length = prompt_length + self.max_new_tokens
-        else:
-            default = min(prompt_length + _DEFAULT_NEW_TOKENS, limit)
-            max_length = values.get("max_length", default)
+            max_length = prompt_length + values["max_new_tokens"]
         if not prompt_length < max_length <= limit:
             raise ValueError(
                 f"generate would make {max_length} tokens from a start of {prompt_length}: "
-                f"max_length must be more than that and at most the "
-                f"max_position_embeddings={limit} of the model."
-            )
-        if "min_new_tokens" not in values and (self.min_length or 0) > max_length:
-            raise ValueError(
-                f"GenerationConfig: min_length={self.min_length} is more than the "
-                f"{max_length} tokens that may be generated, the prompt included."
+                f"max_length{self._origin('max_length')} must be more than that, and at "
+                f"most one more than the max_position_embeddings={max_positions} of the "
+                "model."
             )
         return max_length - prompt_length
+
+    def _min_new_tokens(self, prompt_length: int, max_new_tokens: int) -> int:
+        """The minimum, as far as the maximum allows: it is a contradiction only if the
+        minimum is not older than the maximum."""
+        values = {"min_length": 0} | self._set()
+        name, least = "min_length", values["min_length"] - prompt_length
+        if "min_new_tokens" in values:
+            name, least = "min_new_tokens", values["min_new_tokens"]
+        most = "max_new_tokens" if "max_new_tokens" in values else "max_length"
+        ages = [self._age(name), self._age(most)]
+        if least > max_new_tokens and ages[0] <= ages[1]:
+            limit = self._said(most) if most in values else "the default"
+            raise ValueError(
+                f"GenerationConfig: {self._said(name)} is more than {limit} allows: "
+                f"{max_new_tokens} new tokens."
+            )
+        return min(max(least, 0), max_new_tokens)
+
+    def _age(self, name: str) -> int:
+        """How often the settings have been overridden since this one was set."""
+        return _ORIGINS.index(self.origins.get(name, _OWN))

@@ -11,30 +11,20 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from .beam_search import BeamSearch
+from .call import GenerationCall, LoopInputs
 from .config import GenerationConfig
 from .inputs import align_right, GenerationInputs, is_traced
-from .logits_process import logits_processors, LogitsProcessor
+from .logits_process import LogitsProcessor
 from .output import GenerationOutput
+from .programs import run
 from .row_keys import row_keys
 from .sample import Sampling
-from .state import CrossAttentions, GenerationState, initial_progress, Records
+from .slots import AbstractSlots, by_row, CrossAttentions, OwnSlots, repeated, SharedSlots
+from .state import GenerationState, initial_progress, Records
 
 
-class GenerationCall(eqx.Module):
-    """A call of `generate` that has been checked.
-
-    **Fields:**
-
-    - `inputs`: what generation starts from, before `encode_source`.
-    - `processors`: the user's own.
-    - `key`: for sampling; `None` without it.
-    - `config`: the settings; see `GenerationConfig.settled`.
-    """
-
-    inputs: GenerationInputs
-    processors: tuple[LogitsProcessor, ...]
-    key: PRNGKeyArray | None
-    config: GenerationConfig
+# Up to this many beams share slots; measured on CPUs.
+_FEW_BEAMS = 16
 
 
 class GenerationMixin(eqx.Module):
@@ -67,9 +57,18 @@ class GenerationMixin(eqx.Module):
         """
 
     @abc.abstractmethod
-    def init_generation_cache(self, inputs: GenerationInputs, num_slots: int) -> Any:
-        """An empty cache with `num_slots` slots for each row of `inputs`, which
-        `encode_source` has returned."""
+    def init_generation_cache(
+        self, inputs: GenerationInputs, num_rows: int, num_slots: int
+    ) -> Any:
+        """An empty cache, a pytree of arrays.
+
+        **Arguments:**
+
+        - `inputs`: what `encode_source` has returned.
+        - `num_rows`: how many rows there are for each input; those of an input follow one
+            another. They are the first axis of what differs between them.
+        - `num_slots`: how many tokens of a row there is room for.
+        """
 
     @abc.abstractmethod
     def generation_step(
@@ -85,7 +84,8 @@ class GenerationMixin(eqx.Module):
         **Arguments:**
 
         - `tokens`, `position_ids`: known to be inside their tables. The new tokens of a row
-            are the beams of an input, at the same position; or tokens of its prompt.
+            of the cache are those of a few beams of an input, at the same position; or
+            tokens of its prompt; or one token.
         - `cache`: from `init_generation_cache`, or from the last call.
         - `mask`: the slots that each token attends to: any of those before, and its own.
         - `output_attentions`: whether to return cross-attentions.
@@ -133,13 +133,12 @@ class GenerationMixin(eqx.Module):
         """
         call = self.prepare_generation(*args, **kwargs)
         if is_traced(self, call):
-            return self._run(call)
-        usual = _in_usual_shapes(self, call)
-        return _trimmed(self._run(usual), call, usual)
+            return self._run(call.exact())
+        usual = call.in_usual_shapes(self.max_positions)
+        return _trimmed(run(GenerationMixin._run, self, usual), call, usual)
 
-    @eqx.filter_jit
-    def _run(self, call: GenerationCall) -> GenerationOutput:
-        state = self._start(call)
+    def _run(self, loop: LoopInputs) -> GenerationOutput:
+        state = self._start(loop)
         # A user's processor may hold things other than arrays.
         arrays, others = eqx.partition(state, eqx.is_array)
 
@@ -179,11 +178,11 @@ class GenerationMixin(eqx.Module):
 
     def _stream(self, call: GenerationCall) -> Iterator[list[np.ndarray]]:
         num_rows = len(call.inputs.prompt) * call.config.num_return_sequences
-        state = eqx.filter_jit(self._start)(_in_usual_shapes(self, call))
-        step = eqx.filter_jit(self.step)
+        usual = call.in_usual_shapes(self.max_positions)
+        state = run(GenerationMixin._start, self, usual)
         yielded = [0] * num_rows
         while not state.is_done:
-            state = step(state)
+            state = run(GenerationMixin.step, self, state)
             decided = state.decided()[:num_rows]
             yield [row[n:] for row, n in zip(decided, yielded, strict=True)]
             yielded = [len(row) for row in decided]
@@ -193,7 +192,7 @@ class GenerationMixin(eqx.Module):
 
         The arguments are those of `generate`. The source is encoded here.
         """
-        return self._start(self.prepare_generation(*args, **kwargs))
+        return self._start(self.prepare_generation(*args, **kwargs).exact())
 
     def step(self, state: GenerationState) -> GenerationState:
         """The state after one more token in each row.
@@ -203,43 +202,69 @@ class GenerationMixin(eqx.Module):
         """
         return state.step(self.generation_step)
 
-    def _start(self, call: GenerationCall) -> GenerationState:
-        if len(call.inputs.prompt) == 0:
+    def _start(self, loop: LoopInputs) -> GenerationState:
+        if len(loop.inputs.prompt) == 0:
             raise ValueError("The batch is empty: generation needs at least one row.")
-        config, inputs = call.config, self.encode_source(call.inputs)
+        settings, inputs = loop.settings, self.encode_source(loop.inputs)
         prompt = align_right(jnp.asarray(inputs.prompt))
-        is_beam_search = config.num_beams > 1
-        rows = config.num_beams if is_beam_search else config.num_return_sequences
         source = inputs.input_ids
         source = None if source is None else jnp.asarray(source)
-        cache = self._prefilled_cache(prompt, rows * config.max_new_tokens, inputs)
-        keys = None if call.key is None else row_keys(call.key, prompt, source)
-        dtype = _scores_dtype(self, cache)
-        strategy, progress = (BeamSearch if is_beam_search else Sampling).init(
-            initial_progress(prompt, config, rows), dtype, keys
+        strategy = BeamSearch if settings.is_beam_search else Sampling
+        slots = self._slots(
+            prompt,
+            inputs,
+            settings.num_rows,
+            settings.num_steps,
+            can_move=settings.is_beam_search,
+        )
+        keys = None if loop.key is None else row_keys(loop.key, prompt, source)
+        strategy, progress = strategy.init(
+            initial_progress(prompt, settings), _scores_dtype(self, slots), keys
         )
         state = GenerationState(
             progress,
             strategy,
             jnp.argmax(prompt >= 0, axis=1).astype(jnp.int32),
-            cache,
+            slots,
             Records(None, None, None),
             inputs.source_offset,
-            logits_processors(config, prompt.shape[1], source, call.processors),
+            loop.processors,
         )
         records = self._empty_records(state)
         return eqx.tree_at(lambda state: state.records, state, records)
 
-    def _prefilled_cache(
+    def _slots(
         self,
         prompt: Integer[Array, "batch prompt"],
-        num_slots: int,
         inputs: GenerationInputs,
+        rows: int,
+        steps: int,
+        *,
+        can_move: bool,
+    ) -> AbstractSlots:
+        """The slots of all rows, with all but the last token of the prompt in them."""
+        past = prompt.shape[1] - 1
+        if can_move and 1 < rows <= _FEW_BEAMS:
+            cache = self.init_generation_cache(inputs, 1, past + rows * steps)
+            return SharedSlots(self._prefilled(cache, prompt, past + rows * steps))
+        one, many = (
+            eqx.filter_eval_shape(self.init_generation_cache, inputs, n, past + steps)
+            for n in (1, rows)
+        )
+        if past:
+            cache = self.init_generation_cache(inputs, 1, past + steps)
+            cache = self._prefilled(cache, prompt, past + steps)
+            cache = repeated(cache, many, rows)
+        else:
+            cache = self.init_generation_cache(inputs, rows, steps)
+        is_by_row = by_row(one, many, rows)
+        return OwnSlots(cache, is_by_row, can_move)
+
+    def _prefilled(
+        self, cache: Any, prompt: Integer[Array, "batch prompt"], num_slots: int
     ) -> Any:
-        """A cache with all but the last token of the prompt, and room for `num_slots`."""
+        """The cache, with all but the last token of the prompt."""
         length = prompt.shape[1]
-        num_slots += length - 1
-        cache = self.init_generation_cache(inputs, num_slots)
         if length == 1:
             return cache
         tokens = prompt[:, :-1]
@@ -256,12 +281,14 @@ class GenerationMixin(eqx.Module):
 
     def _empty_records(self, state: GenerationState) -> Records:
         """Empty records for all steps."""
-        config = state.config
-        if not (config.output_scores or config.output_logits or config.output_attentions):
+        settings = state.settings
+        if not (
+            settings.output_scores or settings.output_logits or settings.output_attentions
+        ):
             return state.records
         one = eqx.filter_eval_shape(lambda s: s.observe(self.generation_step)[1], state)
         return jax.tree.map(
-            lambda x: jnp.zeros((config.max_new_tokens, *x.shape), x.dtype), one
+            lambda x: jnp.zeros((settings.num_steps, *x.shape), x.dtype), one
         )
 
 
@@ -271,42 +298,45 @@ def _scores_dtype(*trees: Any) -> jnp.dtype:
     return jnp.result_type(jnp.float32, *floats)
 
 
-def _in_usual_shapes(model: GenerationMixin, call: GenerationCall) -> GenerationCall:
-    inputs = call.inputs.bucketed(model.max_positions)
-    return eqx.tree_at(lambda call: call.inputs, call, inputs)
-
-
 def _trimmed(
-    output: GenerationOutput, call: GenerationCall, usual: GenerationCall
+    output: GenerationOutput, call: GenerationCall, usual: LoopInputs
 ) -> GenerationOutput:
     """The output for `usual`, without the padding that `call` does not have."""
     config = call.config
     batch, prompt_length = call.inputs.prompt.shape
     padding = usual.inputs.prompt.shape[1] - prompt_length
     rows = batch * config.num_return_sequences
-    beams = batch * max(config.num_beams, config.num_return_sequences)
+    beams = batch * usual.settings.num_rows
+    steps = config.max_new_tokens
     source = call.inputs.source_length
-    shapes = (jax.tree.map(np.shape, x.inputs) for x in (call, usual))
-    if next(shapes) == next(shapes):
+    exact = (batch, prompt_length, source, steps)
+    if exact == (
+        *usual.inputs.prompt.shape,
+        usual.inputs.source_length,
+        usual.settings.num_steps,
+    ):
         return output
 
     def cut(x: Any, *slices: slice) -> Any:
         # In NumPy, because JAX would compile a program for each shape.
         return None if x is None else jax.device_put(np.asarray(x)[slices])
 
+    of_steps = (slice(rows), slice(steps))
     cross_attentions = output.cross_attentions
     return GenerationOutput(
-        sequences=cut(output.sequences, slice(rows), slice(padding, None)),
+        sequences=cut(
+            output.sequences, slice(rows), slice(padding, padding + prompt_length + steps)
+        ),
         lengths=jax.device_put(np.asarray(output.lengths)[:rows] - padding),
         sequences_scores=cut(output.sequences_scores, slice(rows)),
-        scores=cut(output.scores, slice(None), slice(beams)),
-        logits=cut(output.logits, slice(None), slice(beams)),
-        beam_indices=cut(output.beam_indices, slice(rows)),
-        token_log_probs=cut(output.token_log_probs, slice(rows)),
+        scores=cut(output.scores, slice(steps), slice(beams)),
+        logits=cut(output.logits, slice(steps), slice(beams)),
+        beam_indices=cut(output.beam_indices, *of_steps),
+        token_log_probs=cut(output.token_log_probs, *of_steps),
         cross_attentions=None
         if cross_attentions is None
         else jax.tree.map(
-            lambda x: cut(x, slice(rows), slice(None), slice(None), slice(source)),
+            lambda x: cut(x, slice(rows), slice(None), slice(steps), slice(source)),
             cross_attentions,
         ),
     )

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Key
 
-from ..config import as_id_tuple
 from .state import AbstractStrategy, Progress, Result
 from .top_k import take, top_k
 
@@ -41,9 +40,11 @@ class Sampling(AbstractStrategy):
         if keys is not None:
             fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
             keys = fold(keys, row)
+        settings = progress.settings
+        max_length = progress.prompt_length + jnp.asarray(settings.max_new_tokens)
         sampling = cls(
-            jnp.full(shape[:2], progress.input_ids.shape[-1], jnp.int32),
-            jnp.zeros(shape, dtype) if progress.config.output_token_log_probs else None,
+            jnp.broadcast_to(max_length.astype(jnp.int32), shape[:2]),
+            jnp.zeros(shape, dtype) if settings.output_token_log_probs else None,
             keys,
         )
         return sampling, eqx.tree_at(lambda p: p.ancestors, progress, own)
@@ -56,10 +57,10 @@ class Sampling(AbstractStrategy):
     def choose(
         self, scores: Float[Array, "batch rows vocab"], progress: Progress
     ) -> tuple["Sampling", Progress]:
-        config, is_finished = progress.config, self._is_finished(progress)
+        settings, is_finished = progress.settings, self._is_finished(progress)
         tokens = self._tokens(scores, progress)
-        is_end = jnp.isin(tokens, jnp.asarray(as_id_tuple(config.eos_token_id), jnp.int32))
-        tokens = jnp.where(is_finished, config.pad_token_id, tokens)
+        is_end = jnp.isin(tokens, jnp.asarray(settings.eos_token_id))
+        tokens = jnp.where(is_finished, settings.pad_token_id, tokens)
         lengths = jnp.where(is_end & ~is_finished, progress.length + 1, self.lengths)
         log_probs = self.log_probs
         if log_probs is not None:
@@ -97,7 +98,7 @@ class Sampling(AbstractStrategy):
         is_end = jnp.arange(steps) >= num_new[..., None]
         log_probs = self.log_probs
         return Result(
-            jnp.where(input_ids < 0, progress.config.pad_token_id, input_ids),
+            jnp.where(input_ids < 0, progress.settings.pad_token_id, input_ids),
             self.lengths.reshape(-1),
             jnp.where(is_end, -1, progress.ancestors),
             token_log_probs=(

@@ -1,8 +1,6 @@
 """The state of a generation between two steps, for any strategy."""
 
 import abc
-from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,24 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
-from .config import GenerationConfig
+from .call import LoopSettings
 from .logits_process import LogitsProcessor
 from .output import GenerationOutput
-
-
-CrossAttentions = tuple[Float[Array, "batch heads rows source"] | None, ...]
-
-#: Decodes the newest token of each row; see `GenerationMixin.generation_step`.
-Decode = Callable[
-    [
-        Integer[Array, "batch rows"],
-        Any,
-        Integer[Array, "batch rows"],
-        Bool[Array, "batch 1 rows slots"],
-        bool,
-    ],
-    tuple[Float[Array, "batch rows vocab"], CrossAttentions | None, Any],
-]
+from .slots import AbstractSlots, CrossAttentions, Decode
 
 
 class Records(eqx.Module):
@@ -42,16 +26,16 @@ class Records(eqx.Module):
     @classmethod
     def of_step(
         cls,
-        config: GenerationConfig,
+        settings: LoopSettings,
         scores: Float[Array, "batch rows vocab"],
         logits: Float[Array, "batch rows vocab"],
         cross_attentions: CrossAttentions | None,
     ) -> "Records":
         """The records of one step that the settings ask for."""
         return cls(
-            scores if config.output_scores else None,
-            logits if config.output_logits else None,
-            cross_attentions if config.output_attentions else None,
+            scores if settings.output_scores else None,
+            logits if settings.output_logits else None,
+            cross_attentions if settings.output_attentions else None,
         )
 
     def write(self, step: Integer[Array, ""], new: "Records") -> "Records":
@@ -69,17 +53,17 @@ class Progress(eqx.Module):
     **Fields:**
 
     - `input_ids`: the tokens so far, the prompt first, with -1 where it is padded.
-    - `ancestors`: for each row and step, the row whose slot of that step it attends to; see
-        `GenerationState`.
+    - `ancestors`: for each row and step, the row whose token of that step it continues;
+        see `AbstractSlots`.
     - `num_new`: how many tokens have been generated.
-    - `config`: the settings; see `GenerationConfig.settled`.
+    - `settings`: what the loop reads of the settings.
     - `prompt_length`: the length of the prompt, padding included.
     """
 
     input_ids: Integer[Array, "batch rows max_length"]
     ancestors: Integer[Array, "batch rows steps"]
     num_new: Integer[Array, ""]
-    config: GenerationConfig
+    settings: LoopSettings
     prompt_length: int = eqx.field(static=True)
 
     @property
@@ -152,16 +136,12 @@ class AbstractStrategy(eqx.Module):
 class GenerationState(eqx.Module):
     """What decoding carries from one step to the next: a row for each beam, or sample.
 
-    The rows of an input share a cache. Its first slots hold the prompt once, without its
-    last token; then each step adds one slot for each row. Nothing in the cache ever moves:
-    where beam search continues other rows, the ancestors change, and with them the mask.
-
     **Fields:**
 
     - `progress`: the rows, and the settings.
     - `strategy`: what chooses their tokens.
     - `first`: where the prompt of each input begins, after its padding.
-    - `cache`: the model's own, which nothing here looks into.
+    - `slots`: the model's cache, and which of its slots are whose.
     - `records`: what is kept for the result.
     - `source_offset`: how far the source has been moved to the left.
     - `processors`: what changes the scores.
@@ -170,7 +150,7 @@ class GenerationState(eqx.Module):
     progress: Progress
     strategy: AbstractStrategy
     first: Integer[Array, " batch"]
-    cache: Any
+    slots: AbstractSlots
     records: Records
     source_offset: Integer[Array, " batch"] | None
     processors: tuple[LogitsProcessor, ...]
@@ -181,19 +161,19 @@ class GenerationState(eqx.Module):
         return self.strategy.is_done(self.progress)
 
     @property
-    def config(self) -> GenerationConfig:
-        """The settings; see `GenerationConfig.settled`."""
-        return self.progress.config
+    def settings(self) -> LoopSettings:
+        """What the loop reads of the settings."""
+        return self.progress.settings
 
     def step(self, decode: Decode) -> "GenerationState":
         """The state after one more token in each row."""
-        scores, records, cache = self.observe(decode)
+        scores, records, slots = self.observe(decode)
         strategy, progress = self.strategy.choose(scores, self.progress)
         return GenerationState(
             progress,
             strategy,
             self.first,
-            cache,
+            slots,
             self.records.write(self.progress.num_new, records),
             self.source_offset,
             self.processors,
@@ -201,36 +181,27 @@ class GenerationState(eqx.Module):
 
     def observe(
         self, decode: Decode
-    ) -> tuple[Float[Array, "batch rows vocab"], Records, Any]:
-        """The processed scores of the next token; what is kept of this step; and the cache
-        with the newest token in it."""
+    ) -> tuple[Float[Array, "batch rows vocab"], Records, AbstractSlots]:
+        """The processed scores of the next token; what is kept of this step; and the slots
+        with the newest token in them."""
         progress = self.progress
         newest = jax.lax.dynamic_index_in_dim(
             progress.input_ids, progress.length - 1, axis=2, keepdims=False
         )
         positions = progress.length - 1 - self.first[:, None]
-        logits, cross_attentions, cache = decode(
+        logits, cross_attentions, slots = self.slots.decode(
+            decode,
             newest,
-            self.cache,
             jnp.broadcast_to(positions, newest.shape),
-            self._mask(),
-            self.config.output_attentions,
+            progress.input_ids[:, 0, : progress.prompt_length - 1] >= 0,
+            progress.ancestors,
+            progress.num_new,
+            output_attentions=self.settings.output_attentions,
         )
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         scores = self._process(self.strategy.scores(logits))
-        records = Records.of_step(self.config, scores, logits, cross_attentions)
-        return scores, records, cache
-
-    def _mask(self) -> Bool[Array, "batch 1 rows slots"]:
-        """Each row attends to the prompt, to its ancestors and to itself."""
-        progress = self.progress
-        batch, rows, steps = progress.ancestors.shape
-        row, step = jnp.arange(rows), jnp.arange(steps)
-        ancestors = jnp.where(step == progress.num_new, row[:, None], progress.ancestors)
-        is_own = (ancestors[..., None] == row) & (step <= progress.num_new)[:, None]
-        prompt = progress.input_ids[:, :, : progress.prompt_length - 1] >= 0
-        mask = jnp.concatenate([prompt, is_own.reshape(batch, rows, -1)], axis=-1)
-        return mask[:, None]
+        records = Records.of_step(self.settings, scores, logits, cross_attentions)
+        return scores, records, slots
 
     def _process(
         self, scores: Float[Array, "batch rows vocab"]
@@ -281,18 +252,18 @@ class GenerationState(eqx.Module):
 
 
 def initial_progress(
-    prompt: Integer[Array, "batch prompt"], config: GenerationConfig, num_rows: int
+    prompt: Integer[Array, "batch prompt"], settings: LoopSettings
 ) -> Progress:
     """The rows before the first step."""
     batch, length = prompt.shape
-    steps = config.max_new_tokens
-    prompts = jnp.broadcast_to(prompt[:, None], (batch, num_rows, length))
-    new = jnp.full((batch, num_rows, steps), config.pad_token_id, jnp.int32)
+    rows, steps = settings.num_rows, settings.num_steps
+    prompts = jnp.broadcast_to(prompt[:, None], (batch, rows, length)).astype(jnp.int32)
+    new = jnp.full((batch, rows, steps), settings.pad_token_id, jnp.int32)
     return Progress(
-        jnp.concatenate([prompts.astype(jnp.int32), new], axis=-1),
-        jnp.full((batch, num_rows, steps), -1, jnp.int32),
+        jnp.concatenate([prompts, new], axis=-1),
+        jnp.full((batch, rows, steps), -1, jnp.int32),
         jnp.zeros((), jnp.int32),
-        config,
+        settings,
         length,
     )
 

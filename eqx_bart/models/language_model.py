@@ -1,12 +1,14 @@
 """Heads that make logits, and what both models with one share."""
 
 import abc
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
@@ -24,6 +26,7 @@ from ..nn.linear import AbstractLinear, Linear
 from ..nn.matmul import dot_transposed
 from .cache import BartCache
 from .decoder import BartDecoder
+from .layers import BartDecoderLayer
 from .outputs import (
     Attentions,
     BaseModelOutputWithCrossAttentions,
@@ -160,15 +163,28 @@ class LanguageModel(PretrainedModel, GenerationMixin):
             shown=decoded.shown,
         )
 
-    def init_generation_cache(self, inputs: GenerationInputs, num_slots: int) -> BartCache:
+    def init_generation_cache(
+        self, inputs: GenerationInputs, num_rows: int, num_slots: int
+    ) -> BartCache:
         """See `GenerationMixin.init_generation_cache`."""
-        source = inputs.encoder_outputs
+        source, batch_size = inputs.encoder_outputs, len(inputs.prompt)
         dtype = self.decoder_embed_tokens.weight.dtype
         if isinstance(source, Source):
             dtype = source.hidden_states.dtype
+        if isinstance(source, Source) and self._rows_share_source:
+            source = dataclasses.replace(source, num_rows=num_rows)
+        elif num_rows > 1:
+            source = jax.tree.map(lambda x: jnp.repeat(x, num_rows, axis=0), source)
         return self.decoder.init_cache(
-            self.config, len(inputs.prompt), num_slots, source, dtype=dtype
+            self.config, batch_size * num_rows, num_slots, source, dtype=dtype
         )
+
+    @property
+    def _rows_share_source(self) -> bool:
+        """Whether the source of an input may stand once for all of its rows: BART's own
+        layers attend to it so, and the others are given one for each row."""
+        layers = self.decoder.layers
+        return self.head is None and all(type(x) is BartDecoderLayer for x in layers)
 
     def generation_step(
         self,
@@ -200,7 +216,7 @@ class LanguageModel(PretrainedModel, GenerationMixin):
 
         **Raises** as `generate` does.
         """
-        new = self.generation_config.updated(generation_config, overrides)
+        new = self.generation_config.changed(generation_config, overrides)
         return replace_parts(self, GenerationConfig, new)
 
     @classmethod
@@ -215,7 +231,7 @@ class LanguageModel(PretrainedModel, GenerationMixin):
                 own = GenerationConfig.from_model_config(config)
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"config.json at {directory}: {error}") from error
-        return {"generation_config": own.updated(given.get("generation_config"), {})}
+        return {"generation_config": own.changed(given.get("generation_config"), {})}
 
     def _settings(self) -> dict[str, Any]:
         return {"generation_config": self.generation_config}

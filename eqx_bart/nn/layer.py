@@ -41,11 +41,14 @@ class Source(eqx.Module):
     - `attention_mask`: which of them may be attended to; `None` for all.
     - `input_ids`: what the encoder has read, if the caller gave it. The ids of padding have
         no meaning.
+    - `num_rows`: how many rows of decoder states attend to each row of these: rows that
+        follow one another, the samples or beams of an input.
     """
 
     hidden_states: Float[Array, "batch source d_model"]
     attention_mask: Bool[Array, "batch source"] | None = None
     input_ids: Integer[Array, "batch source"] | None = None
+    num_rows: int = eqx.field(static=True, default=1)
 
     @property
     def mask(self) -> Bool[Array, "batch 1 1 source"] | None:
@@ -63,8 +66,8 @@ class Context(eqx.Module):
     """What a layer may want to know about the call that it is part of.
 
     The tokens of a call are its new tokens. They attend to slots: with a cache, those of
-    the cache; without one, the new tokens themselves. Slots are not positions: the beams of
-    an input share a cache, and padding shifts rows.
+    the cache; without one, the new tokens themselves. Slots are not positions: a few beams
+    of an input share a row of the cache, and padding shifts rows.
 
     **Fields:**
 
@@ -174,6 +177,9 @@ def cross_attend(
 ) -> tuple[Float[Array, "batch new d_model"], Array | None]:
     """Attention of the new tokens to a source.
 
+    The rows of an input that share a row of the source, see `Source.num_rows`, become the
+    queries of one row.
+
     **Arguments:**
 
     - `hidden_states`, `context`, `key`: as `AbstractLayer.__call__` takes them.
@@ -184,14 +190,23 @@ def cross_attend(
     key_values = cache
     if key_values is None:
         key_values = attention.key_values(source.hidden_states, source.positions)
-    return attention(
-        hidden_states,
-        context.positions,
+    rows, new, d_model = hidden_states.shape
+    batch, positions = rows // source.num_rows, context.positions
+    if source.num_rows > 1:
+        positions = jnp.broadcast_to(positions, (rows, new)).reshape(batch, -1)
+    attended, weights = attention(
+        hidden_states.reshape(batch, -1, d_model),
+        positions,
         key_values,
         source.positions,
         source.mask,
         key=key,
     )
+    if weights is not None:
+        heads, length = weights.shape[1::2]
+        weights = weights.reshape(batch, heads, -1, new, length).swapaxes(1, 2)
+        weights = weights.reshape(rows, heads, new, length)
+    return attended.reshape(hidden_states.shape), weights
 
 
 @runtime_checkable

@@ -18,8 +18,9 @@ NAN, INFINITY = float("nan"), float("inf")
 # Values that settings with these words accept, and values that they refuse.
 VALUES = {
     "be true or false": ([True, False], [0, 1, "true"]),
-    "be an integer, 1 or more": ([1, 7], [0, -1, 1.0, True, "1"]),
-    "be an integer, 0 or more": ([0, 7], [-1, 1.0, True, "1"]),
+    "be an integer": ([-1, 0, 7.0], [1.5, NAN, True, "1"]),
+    "be an integer, 1 or more": ([1, 7.0], [0, -1, 1.5, True, "1"]),
+    "be an integer, 0 or more": ([0, 7.0], [-1, 1.5, True, "1"]),
     'be true, false or "never"': ([True, False, "never"], [1, "always"]),
     "be a number": ([-1, 0, 0.5], [NAN, INFINITY, True, "1", 10**400]),
     "be a number above 0": ([1, 0.5], [0, -0.5, NAN, INFINITY, True, "1"]),
@@ -27,10 +28,11 @@ VALUES = {
     "lie in [0, 1]": ([0, 0.5, 1], [-0.1, 1.1, NAN, True]),
     "lie in (0, 1]": ([0.5, 1], [0, 0.0, 1.1, NAN]),
     "lie in [0, 1)": ([0, 0.5], [-0.1, 1, 1.0, NAN]),
+    "be a token id, an integer": ([-1, 0, 7], [1.0, True, (1,), "1"]),
     "be a token id, an integer, 0 or more": ([0, 7], [-1, 1.0, True, (1,), "1"]),
     "be a token id, an integer, or several": (
-        [0, 7, (7,), [0, 1]],
-        [-1, 1.0, True, (), (1, -1), (True,), "1", "", 0.0],
+        [0, 7, (), (7,), [0, 1]],
+        [-1, 1.0, True, (1, -1), (True,), "1", "", 0.0],
     ),
     "be a list of token ids": ([(), (0,), [0, 1]], [0, (-1,), (True,), ("1",), "1"]),
     "be a list of lists of token ids": (
@@ -58,7 +60,7 @@ WITH_AN_ID_OF_9 = (
 
 def test_every_field_is_declared_and_every_kind_is_tested():
     fields = [field.name for field in dataclasses.fields(eb.GenerationConfig)]
-    assert [*DECLARED, "extra"] == fields
+    assert [*DECLARED, "extra", "origins"] == fields
     words = {name: declared.kind.words for name, declared in DECLARED.items()}
     assert set(words.values()) == VALUES.keys()
     with_ids = {name for name, text in words.items() if "token id" in text}
@@ -76,16 +78,87 @@ def test_defaults_are_those_of_hf():
     assert all(getattr(set_to_defaults, name) == v for name, v in ours.items())
 
 
+def settled(**settings):
+    return eb.GenerationConfig(**settings).settled(1, 10, 20)
+
+
 @pytest.mark.parametrize("name", DECLARED)
 def test_values(name):
+    """Each is accepted by a config, and refused where it is used."""
     words = DECLARED[name].kind.words
     accepted, refused = VALUES[words]
     for value in accepted:
         assert getattr(eb.GenerationConfig(**{name: value}), name) is not None
     for value in refused:
+        used = {"num_beams": 2, "do_sample": True, name: value}
         with pytest.raises(ValueError) as error:
-            eb.GenerationConfig(**{name: value})
+            settled(**used)
         assert str(error.value).startswith(f"GenerationConfig: {name} must {words}; it is ")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [x for x in DECLARED if not DECLARED[x].is_used({"num_beams": 1, "do_sample": False})],
+)
+def test_what_is_not_used_may_have_any_value(name):
+    assert getattr(settled(**{name: "anything"}), name) == "anything"
+
+
+OWN, GIVEN = "the model's generation_config", "the generation_config given"
+ARGUMENT = "an argument of generate"
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "arguments", "expected"),
+    [
+        ({"min_length": 9}, {}, {"max_length": 5}, (4, 4)),
+        ({"min_length": 9}, {"max_new_tokens": 3}, {}, (3, 3)),
+        ({"min_new_tokens": 9}, {"max_length": 20}, {"max_new_tokens": 2}, (2, 2)),
+        ({}, {"min_length": 9}, {"max_length": 5}, (4, 4)),
+        ({"min_length": -1}, {}, {}, (19, 0)),
+        ({"max_length": 7}, {}, {"min_length": 7}, (6, 6)),
+        (
+            {"max_length": 7},
+            {},
+            {"min_length": 9},
+            f"min_length=9 ({ARGUMENT}) is more than max_length=7 ({OWN}) allows: 6 new",
+        ),
+        (
+            {"max_new_tokens": 7},
+            {"min_length": 9},
+            {},
+            f"min_length=9 ({GIVEN}) is more than max_new_tokens=7 ({OWN}) allows: 7 new",
+        ),
+        (
+            {},
+            {"max_length": 7, "min_length": 9},
+            {"num_beams": 2},
+            f"min_length=9 ({GIVEN}) is more than max_length=7 ({GIVEN}) allows",
+        ),
+        ({"max_length": 5, "min_length": 9}, None, {}, "min_length=9 is more than max"),
+        ({"min_length": 30}, None, {}, "min_length=30 is more than the default allows"),
+    ],
+)
+def test_a_newer_maximum_wins_over_a_minimum(own, given, arguments, expected):
+    config = eb.GenerationConfig(**own)
+    if given is not None:
+        config = config.updated(eb.GenerationConfig(**given), arguments)
+    if isinstance(expected, tuple):
+        config = config.settled(1, 10, 20)
+        assert (config.max_new_tokens, config.min_new_tokens) == expected
+    else:
+        with pytest.raises(ValueError) as error:
+            config.settled(1, 10, 20)
+        assert expected in str(error.value)
+
+
+def test_a_change_for_good_is_older_than_a_call():
+    own = eb.GenerationConfig(min_length=9).changed(None, {"max_length": 5})
+    assert own.settled(1, 10, 20).min_new_tokens == 4
+    with pytest.raises(
+        ValueError, match=r"min_length=7 \(an arg.* \(a change of the model's"
+    ):
+        own.updated(None, {"min_length": 7}).settled(1, 10, 20)
 
 
 @pytest.mark.parametrize(("name", "value"), WITH_AN_ID_OF_9)
@@ -116,8 +189,7 @@ def test_documentation():
         default = "" if declared.default is None else f" ({declared.default})"
         assert f"- `{name}`: {declared.meaning}.{default}" in words
     headings = [x for x in documented.split("\n") if x.startswith("**")]
-    assert headings[0].startswith("**Raises**")
-    assert headings[1:] == list(dict.fromkeys(x.group for x in DECLARED.values()))
+    assert headings == list(dict.fromkeys(x.group for x in DECLARED.values()))
 
 
 def test_a_config_is_static():

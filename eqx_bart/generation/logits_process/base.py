@@ -1,18 +1,35 @@
 """What all logits processors have in common."""
 
 import abc
+from collections.abc import Iterable
+from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
+
+from ...config import as_id_tuple
+from ...nn.checks import ArrayLike
 
 
 Scores = Float[Array, "rows vocab"]
 Tokens = Integer[Array, "rows max_length"]
 
+#: A setting that is a number. It is an operand of the compiled program, so that programs
+#: are compiled for no other value of it.
+Number = Float[ArrayLike, ""] | Integer[ArrayLike, ""]
+#: A setting of token ids, with -1 after the last of them up to a length that many share.
+Ids = Integer[ArrayLike, " ids"]
+
 
 class LogitsProcessor(eqx.Module):
-    """The base of all processors. Subclass it for one of your own."""
+    """The base of all processors. Subclass it for one of your own.
+
+    Keep what may change from call to call in arrays: a program is compiled for each value
+    of anything else.
+    """
 
     @abc.abstractmethod
     def __call__(
@@ -29,17 +46,54 @@ class LogitsProcessor(eqx.Module):
         - `length`: how many places are decided, the same for all rows.
         """
 
+    def for_batch(self, batch_size: int, padded_size: int) -> "LogitsProcessor":
+        """This processor, for a batch of inputs whose last one is repeated up to
+        `padded_size`. To be overridden by one that holds something for each input.
+
+        **Raises** `ValueError` if it is not for `batch_size` inputs.
+        """
+        return self
+
+
+def number(value: Any) -> Number:
+    """A number as an array."""
+    return value if isinstance(value, jax.Array) else np.asarray(value)
+
+
+def id_array(token_ids: Any) -> Ids:
+    """One or more token ids as `Ids`."""
+    if isinstance(token_ids, jax.Array | np.ndarray):
+        return token_ids
+    return padded(as_id_tuple(token_ids), -1, np.int32)
+
+
+def padded(values: Iterable[Any], fill: Any, dtype: Any) -> np.ndarray:
+    """The values as an array of one axis, with `fill` after them up to a power of two."""
+    values = list(values)
+    size = power_of_two(len(values))
+    return np.asarray(values + [fill] * (size - len(values)), dtype)
+
+
+def power_of_two(size: int) -> int:
+    """The next power of two that is no less; 1 for none."""
+    return 1 << (max(size, 1) - 1).bit_length()
+
+
+def columns(token_ids: Integer[ArrayLike, "*ids"], scores: Scores) -> Array:
+    """Where these tokens are in `scores`; those that are negative are outside of it."""
+    return jnp.where(jnp.asarray(token_ids) < 0, scores.shape[-1], token_ids)
+
 
 def forbid(
     scores: Scores,
-    token_ids: tuple[int, ...],
+    token_ids: Ids,
     *,
     when: bool | Bool[Array, "#rows #one"] | Bool[Array, ""],
 ) -> Scores:
     """The scores, with -inf for these tokens where `when` holds."""
-    columns = jnp.asarray(token_ids)
-    kept = jnp.where(when, -jnp.inf, scores[:, columns])
-    return scores.at[:, columns].set(kept)
+    places = columns(token_ids, scores)
+    kept = jnp.where(when, -jnp.inf, scores.at[:, places].get(mode="fill", fill_value=0))
+    return scores.at[:, places].set(kept, mode="drop")
 
 
 def count(input_ids: Tokens, length: Integer[Array, ""]) -> Integer[Array, "rows 1"]:

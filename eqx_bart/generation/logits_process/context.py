@@ -1,46 +1,72 @@
 """Processors that depend on the tokens of the row, or of the source."""
 
+from collections.abc import Iterable, Sequence
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Integer
+import numpy as np
+from jaxtyping import Array, Float, Integer
 
-from .base import LogitsProcessor, Scores, Tokens
+from ...nn.checks import ArrayLike
+from .base import (
+    columns,
+    LogitsProcessor,
+    Number,
+    number,
+    padded,
+    power_of_two,
+    Scores,
+    Tokens,
+)
 
 
 class SequenceBiasLogitsProcessor(LogitsProcessor):
-    """Adds a bias to the token that would complete a sequence."""
+    """Adds a bias to the token that would complete a sequence.
 
-    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = eqx.field(static=True)
+    **Fields:**
+
+    - `sequences`: the sequences, with -1 before each up to the length of the longest, and
+        rows of -1 after them up to a power of two.
+    - `biases`: what is added for each.
+    """
+
+    sequences: Integer[ArrayLike, "sequences length"]
+    biases: Float[ArrayLike, " sequences"]
+
+    def __init__(self, sequence_bias: Iterable[tuple[Sequence[int], float]]):
+        """Arranges pairs of token ids and a number; of equal sequences the last counts."""
+        biases = {tuple(sequence): bias for sequence, bias in sequence_bias}
+        length = power_of_two(max(map(len, biases)))
+        padding = (-1,) * length
+        rows = padded([(padding + ids)[-length:] for ids in biases], padding, np.int32)
+        self.sequences = rows
+        self.biases = padded(biases.values(), 0.0, float)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
     ) -> Scores:
-        by_length: dict[int, dict[tuple[int, ...], float]] = {}
-        for sequence, bias in self.sequence_bias:
-            by_length.setdefault(len(sequence) - 1, {})[sequence] = bias
-        result = scores
-        for size, group in by_length.items():
-            if size <= input_ids.shape[1]:
-                sequences = jnp.asarray(list(group), jnp.int32)
-                biases = jnp.asarray(list(group.values()), scores.dtype)
-                suffix = _suffix(input_ids, length, size)[:, None]
-                is_match = jnp.all(suffix == sequences[:, :-1], axis=-1) & (length >= size)
-                biases = jnp.where(is_match, biases, 0)
-                result = result.at[:, sequences[:, -1]].add(biases)
-        return result
+        sequences = jnp.asarray(self.sequences)
+        biases = jnp.asarray(self.biases, scores.dtype)
+        before = sequences[:, :-1]
+        suffix = _suffix(input_ids, length, before.shape[1])[:, None]
+        is_match = jnp.all((suffix == before) | (before < 0), axis=-1)
+        return scores.at[:, columns(sequences[:, -1], scores)].add(
+            jnp.where(is_match, biases, 0), mode="drop"
+        )
 
 
 class EncoderRepetitionPenaltyLogitsProcessor(LogitsProcessor):
     """Favours the tokens of the source, `encoder_input_ids`, where padding is -1."""
 
-    penalty: float = eqx.field(static=True)
-    encoder_input_ids: Integer[Array, "batch source"]
+    penalty: Number = eqx.field(converter=number)
+    encoder_input_ids: Integer[ArrayLike, "batch source"]
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
     ) -> Scores:
-        return _penalise(scores, _per_row(self.encoder_input_ids, scores), 1 / self.penalty)
+        source = _per_row(self.encoder_input_ids, scores)
+        return _penalise(scores, source, 1 / jnp.asarray(self.penalty, scores.dtype))
 
 
 class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
@@ -49,7 +75,7 @@ class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
     Source: arXiv:1909.05858.
     """
 
-    penalty: float = eqx.field(static=True)
+    penalty: Number = eqx.field(converter=number)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
@@ -75,7 +101,7 @@ class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
     """Forbids n-grams of the source; see `EncoderRepetitionPenaltyLogitsProcessor`."""
 
     ngram_size: int = eqx.field(static=True)
-    encoder_input_ids: Integer[Array, "batch source"]
+    encoder_input_ids: Integer[ArrayLike, "batch source"]
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
@@ -85,22 +111,22 @@ class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
 
 
 def _per_row(
-    values: Integer[Array, "batch source"], scores: Scores
+    values: Integer[ArrayLike, "batch source"], scores: Scores
 ) -> Integer[Array, "rows source"]:
     """The values of each input, for each of its rows in `scores`."""
-    return jnp.repeat(values, len(scores) // len(values), axis=0)
+    return jnp.repeat(jnp.asarray(values), len(scores) // len(values), axis=0)
 
 
 def _places(scores: Scores, token_ids: Integer[Array, "rows ids"]) -> tuple[Array, Array]:
-    """The index of tokens in `scores`; for negative ones, outside of it."""
-    token_ids = jnp.where(token_ids < 0, scores.shape[1], token_ids)
-    return jnp.arange(len(scores))[:, None], token_ids
+    """The index of each row's tokens in `scores`."""
+    return jnp.arange(len(scores))[:, None], columns(token_ids, scores)
 
 
 def _penalise(
-    scores: Scores, token_ids: Integer[Array, "rows ids"], penalty: float
+    scores: Scores, token_ids: Integer[Array, "rows ids"], penalty: Number
 ) -> Scores:
     """Divides the scores of the tokens by `penalty`; multiplies those that are negative."""
+    penalty = jnp.asarray(penalty, scores.dtype)
     places = _places(scores, token_ids)
     old = scores.at[places].get(mode="fill", fill_value=0)
     return scores.at[places].set(
@@ -111,8 +137,9 @@ def _penalise(
 def _suffix(
     input_ids: Tokens, length: Integer[Array, ""], size: int
 ) -> Integer[Array, "rows {size}"]:
-    """The last `size` tokens, if there are that many."""
-    return jax.lax.dynamic_slice_in_dim(input_ids, length - size, size, axis=1)
+    """The last `size` tokens, after padding if there are not that many."""
+    begun = jnp.pad(input_ids, ((0, 0), (size, 0)), constant_values=-1)
+    return jax.lax.dynamic_slice_in_dim(begun, length, size, axis=1)
 
 
 def _forbid_ngrams(
@@ -124,10 +151,10 @@ def _forbid_ngrams(
 ) -> Scores:
     """Forbids what would repeat an n-gram of `history`; -1 is in no n-gram."""
     num_windows = history.shape[1] - size + 1
-    if num_windows < 1 or size > input_ids.shape[1]:
+    if num_windows < 1:
         return scores
     suffix = _suffix(input_ids, length, size - 1)
-    is_repeated = jnp.broadcast_to(length >= size - 1, (len(history), num_windows))
+    is_repeated = jnp.ones((len(history), num_windows), bool)
     for i in range(size - 1):
         token = history[:, i : i + num_windows]
         is_repeated &= (token == suffix[:, i : i + 1]) & (token >= 0)

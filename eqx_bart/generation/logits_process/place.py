@@ -4,15 +4,25 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Integer
 
-from ...settings import as_id_tuple
-from .base import count, forbid, LogitsProcessor, Scores, Tokens
+from .base import (
+    columns,
+    count,
+    forbid,
+    id_array,
+    Ids,
+    LogitsProcessor,
+    Number,
+    number,
+    Scores,
+    Tokens,
+)
 
 
 class MinLengthLogitsProcessor(LogitsProcessor):
     """Keeps a row from ending before it has `min_length` tokens."""
 
-    min_length: int = eqx.field(static=True)
-    eos_token_id: tuple[int, ...] = eqx.field(static=True, converter=as_id_tuple)
+    min_length: Number = eqx.field(converter=number)
+    eos_token_id: Ids = eqx.field(converter=id_array)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
@@ -23,19 +33,19 @@ class MinLengthLogitsProcessor(LogitsProcessor):
 class ForcedBOSTokenLogitsProcessor(LogitsProcessor):
     """Makes `bos_token_id` the second token of each row."""
 
-    bos_token_id: int = eqx.field(static=True)
+    bos_token_id: Number = eqx.field(converter=number)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
     ) -> Scores:
-        return _force(scores, (self.bos_token_id,), when=count(input_ids, length) == 1)
+        return _force(scores, self.bos_token_id[None], when=count(input_ids, length) == 1)
 
 
 class ForcedEOSTokenLogitsProcessor(LogitsProcessor):
     """Makes one of `eos_token_id` the last token of a row of `max_length`."""
 
-    max_length: int = eqx.field(static=True)
-    eos_token_id: tuple[int, ...] = eqx.field(static=True, converter=as_id_tuple)
+    max_length: Number = eqx.field(converter=number)
+    eos_token_id: Ids = eqx.field(converter=id_array)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
@@ -55,24 +65,25 @@ class InfNanRemoveLogitsProcessor(LogitsProcessor):
 class ExponentialDecayLengthPenalty(LogitsProcessor):
     """Favours the end of a row after `start`, by a `factor` more with each token."""
 
-    start: int = eqx.field(static=True)
-    factor: float = eqx.field(static=True)
-    eos_token_id: tuple[int, ...] = eqx.field(static=True, converter=as_id_tuple)
+    start: Number = eqx.field(converter=number)
+    factor: Number = eqx.field(converter=number)
+    eos_token_id: Ids = eqx.field(converter=id_array)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
     ) -> Scores:
-        columns = jnp.asarray(self.eos_token_id)
-        eos = scores[:, columns]
+        places = columns(self.eos_token_id, scores)
+        eos = scores.at[:, places].get(mode="fill", fill_value=0)
         excess = jnp.maximum(length - self.start, 0)
         bonus = jnp.abs(eos) * (jnp.asarray(self.factor, eos.dtype) ** excess - 1)
-        return scores.at[:, columns].add(jnp.where(jnp.isfinite(eos), bonus, 0))
+        bonus = jnp.where(jnp.isfinite(eos), bonus, 0)
+        return scores.at[:, places].add(bonus, mode="drop")
 
 
 class SuppressTokensLogitsProcessor(LogitsProcessor):
     """Forbids tokens."""
 
-    suppress_tokens: tuple[int, ...] = eqx.field(static=True, converter=as_id_tuple)
+    suppress_tokens: Ids = eqx.field(converter=id_array)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
@@ -84,8 +95,8 @@ class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
     """Forbids tokens at the place `begin_index`; in rows whose forced second token is at
     that place, at the next one."""
 
-    begin_suppress_tokens: tuple[int, ...] = eqx.field(static=True, converter=as_id_tuple)
-    begin_index: int = eqx.field(static=True)
+    begin_suppress_tokens: Ids = eqx.field(converter=id_array)
+    begin_index: Number = eqx.field(converter=number)
     is_bos_forced: bool = eqx.field(static=True, default=False)
 
     def __call__(
@@ -99,9 +110,10 @@ class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
 
 def _force(
     scores: Scores,
-    token_ids: tuple[int, ...],
+    token_ids: Ids,
     *,
     when: Bool[Array, "#rows #one"] | Bool[Array, ""],
 ) -> Scores:
-    forced = jnp.full_like(scores[0], -jnp.inf).at[jnp.asarray(token_ids)].set(0)
+    forced = jnp.full_like(scores[0], -jnp.inf)
+    forced = forced.at[columns(token_ids, scores)].set(0, mode="drop")
     return jnp.where(when, forced, scores)

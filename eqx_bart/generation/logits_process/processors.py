@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from jaxtyping import Array, Integer
+from jaxtyping import Integer
 
 from ...config import as_id_tuple
+from ...nn.checks import ArrayLike
 from ..config import GenerationConfig
 from .base import LogitsProcessor
 from .context import (
@@ -38,7 +39,7 @@ from .warpers import (
 def logits_processors(
     config: GenerationConfig,
     prompt_length: int,
-    encoder_input_ids: Integer[Array, "batch source"] | None,
+    encoder_input_ids: Integer[ArrayLike, "batch source"] | None,
     custom: Sequence[LogitsProcessor] = (),
 ) -> tuple[LogitsProcessor, ...]:
     """The processors that the settings ask for.
@@ -67,7 +68,7 @@ def logits_processors(
 
 
 def _context_processors(
-    config: GenerationConfig, encoder_input_ids: Integer[Array, "batch source"] | None
+    config: GenerationConfig, encoder_input_ids: Integer[ArrayLike, "batch source"] | None
 ) -> Iterator[LogitsProcessor]:
     """Those that depend on the tokens of the row, or of the source."""
     if config.sequence_bias:
@@ -121,8 +122,7 @@ def _place_processors(
 def _warpers(config: GenerationConfig) -> Iterator[LogitsProcessor]:
     # Beam search needs a token that does not end the row.
     keep = 1 if config.num_beams == 1 else 1 + max(1, len(as_id_tuple(config.eos_token_id)))
-    if config.temperature != 1:
-        yield TemperatureLogitsWarper(config.temperature)
+    yield TemperatureLogitsWarper(config.temperature)
     if config.top_k:
         yield TopKLogitsWarper(config.top_k, min_tokens_to_keep=keep)
     if config.top_p < 1:
@@ -138,8 +138,8 @@ def _warpers(config: GenerationConfig) -> Iterator[LogitsProcessor]:
 
 
 def _needed(
-    encoder_input_ids: Integer[Array, "batch source"] | None, name: str
-) -> Integer[Array, "batch source"]:
+    encoder_input_ids: Integer[ArrayLike, "batch source"] | None, name: str
+) -> Integer[ArrayLike, "batch source"]:
     if encoder_input_ids is None:
         raise ValueError(f"{name} needs the input_ids, beside the encoder_outputs.")
     return encoder_input_ids

@@ -1,38 +1,60 @@
 """Warpers, which only sampling uses, and the normalisation that comes last."""
 
-from typing import Protocol, runtime_checkable
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
 from ..top_k import top_k
-from .base import LogitsProcessor, Scores, Tokens
+from .base import LogitsProcessor, Number, number, power_of_two, Scores, Tokens
+
+
+# `top_k` is 50 by default.
+_SMALLEST_TOP_K = 64
 
 
 class TemperatureLogitsWarper(LogitsProcessor):
     """Divides the scores by `temperature`."""
 
-    temperature: float = eqx.field(static=True)
+    temperature: Number = eqx.field(converter=number)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
     ) -> Scores:
-        return scores / self.temperature
+        return scores / _as_scores(self.temperature, scores)
 
 
 class TopKLogitsWarper(LogitsProcessor):
-    """Keeps the `top_k` likeliest tokens, and those as likely as the last of them."""
+    """Keeps the `top_k` likeliest tokens, and those as likely as the last of them.
 
-    top_k: int = eqx.field(static=True)
-    filter_value: float = eqx.field(static=True, default=-float("inf"))
-    min_tokens_to_keep: int = eqx.field(static=True, default=1)
+    `at_most` is a bound of `top_k` that many values of it share.
+    """
+
+    top_k: Number
+    filter_value: Number
+    min_tokens_to_keep: int = eqx.field(static=True)
+    at_most: int = eqx.field(static=True)
+
+    def __init__(
+        self, top_k: int, filter_value: float = -float("inf"), min_tokens_to_keep: int = 1
+    ):
+        """Keeps `top_k` tokens, 1 or more, or `min_tokens_to_keep` if these are more. The
+        scores of the others become `filter_value`."""
+        self.top_k = number(top_k)
+        self.filter_value = number(filter_value)
+        self.min_tokens_to_keep = min_tokens_to_keep
+        self.at_most = power_of_two(max(top_k, _SMALLEST_TOP_K))
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
     ) -> Scores:
-        return _keep(self, scores, _is_among_top(scores, self.top_k), scores)
+        most = min(self.at_most, scores.shape[1])
+        likeliest, _ = top_k(scores, most)
+        last = jnp.minimum(jnp.asarray(self.top_k, jnp.int32), most) - 1
+        bound = jax.lax.dynamic_slice_in_dim(likeliest, last, 1, axis=1)
+        return _keep(
+            scores, scores >= bound, scores, self.min_tokens_to_keep, self.filter_value
+        )
 
 
 class TopPLogitsWarper(LogitsProcessor):
@@ -42,15 +64,16 @@ class TopPLogitsWarper(LogitsProcessor):
     Source: arXiv:1904.09751.
     """
 
-    top_p: float = eqx.field(static=True)
-    filter_value: float = eqx.field(static=True, default=-float("inf"))
+    top_p: Number = eqx.field(converter=number)
+    filter_value: Number = eqx.field(converter=number, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
     ) -> Scores:
-        is_kept = _are_first(-scores, jax.nn.softmax(scores), self.top_p)
-        return _keep(self, scores, is_kept, scores)
+        top_p = _as_scores(self.top_p, scores)
+        is_kept = _are_first(-scores, jax.nn.softmax(scores), top_p)
+        return _keep(scores, is_kept, scores, self.min_tokens_to_keep, self.filter_value)
 
 
 class MinPLogitsWarper(LogitsProcessor):
@@ -59,8 +82,8 @@ class MinPLogitsWarper(LogitsProcessor):
     Source: arXiv:2407.01082.
     """
 
-    min_p: float = eqx.field(static=True)
-    filter_value: float = eqx.field(static=True, default=-float("inf"))
+    min_p: Number = eqx.field(converter=number)
+    filter_value: Number = eqx.field(converter=number, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
     def __call__(
@@ -68,8 +91,8 @@ class MinPLogitsWarper(LogitsProcessor):
     ) -> Scores:
         probabilities = jax.nn.softmax(scores)
         top = jnp.max(probabilities, axis=-1, keepdims=True)
-        is_kept = probabilities >= self.min_p * top
-        return _keep(self, scores, is_kept, scores)
+        is_kept = probabilities >= _as_scores(self.min_p, scores) * top
+        return _keep(scores, is_kept, scores, self.min_tokens_to_keep, self.filter_value)
 
 
 class TypicalLogitsWarper(LogitsProcessor):
@@ -79,8 +102,8 @@ class TypicalLogitsWarper(LogitsProcessor):
     Source: arXiv:2202.00666.
     """
 
-    mass: float = eqx.field(static=True)
-    filter_value: float = eqx.field(static=True, default=-float("inf"))
+    mass: Number = eqx.field(converter=number)
+    filter_value: Number = eqx.field(converter=number, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
     def __call__(
@@ -88,8 +111,9 @@ class TypicalLogitsWarper(LogitsProcessor):
     ) -> Scores:
         log_probs = jax.nn.log_softmax(scores)
         surprise = jnp.abs(-log_probs - _entropy(log_probs))
-        is_kept = _are_first(surprise, jnp.exp(log_probs), self.mass)
-        return _keep(self, scores, is_kept, -surprise)
+        mass = _as_scores(self.mass, scores)
+        is_kept = _are_first(surprise, jnp.exp(log_probs), mass)
+        return _keep(scores, is_kept, -surprise, self.min_tokens_to_keep, self.filter_value)
 
 
 class EpsilonLogitsWarper(LogitsProcessor):
@@ -98,15 +122,15 @@ class EpsilonLogitsWarper(LogitsProcessor):
     Source: arXiv:2210.15191.
     """
 
-    epsilon: float = eqx.field(static=True)
-    filter_value: float = eqx.field(static=True, default=-float("inf"))
+    epsilon: Number = eqx.field(converter=number)
+    filter_value: Number = eqx.field(converter=number, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
     ) -> Scores:
-        is_kept = jax.nn.softmax(scores) >= self.epsilon
-        return _keep(self, scores, is_kept, scores)
+        is_kept = jax.nn.softmax(scores) >= _as_scores(self.epsilon, scores)
+        return _keep(scores, is_kept, scores, self.min_tokens_to_keep, self.filter_value)
 
 
 class EtaLogitsWarper(LogitsProcessor):
@@ -115,17 +139,18 @@ class EtaLogitsWarper(LogitsProcessor):
     Source: arXiv:2210.15191.
     """
 
-    epsilon: float = eqx.field(static=True)
-    filter_value: float = eqx.field(static=True, default=-float("inf"))
+    epsilon: Number = eqx.field(converter=number)
+    filter_value: Number = eqx.field(converter=number, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
     ) -> Scores:
         log_probs = jax.nn.log_softmax(scores)
-        eta = self.epsilon**0.5 * jnp.exp(-_entropy(log_probs))
-        is_kept = jnp.exp(log_probs) >= jnp.minimum(self.epsilon, eta)
-        return _keep(self, scores, is_kept, scores)
+        epsilon = _as_scores(self.epsilon, scores)
+        eta = jnp.sqrt(epsilon) * jnp.exp(-_entropy(log_probs))
+        is_kept = jnp.exp(log_probs) >= jnp.minimum(epsilon, eta)
+        return _keep(scores, is_kept, scores, self.min_tokens_to_keep, self.filter_value)
 
 
 class LogitNormalization(LogitsProcessor):
@@ -137,27 +162,21 @@ class LogitNormalization(LogitsProcessor):
         return jax.nn.log_softmax(scores)
 
 
-@runtime_checkable
-class _Filter(Protocol):
-    """What warpers that keep some tokens have in common, under HF's names."""
-
-    @property
-    def filter_value(self) -> float: ...
-
-    @property
-    def min_tokens_to_keep(self) -> int: ...
+def _as_scores(value: Number, scores: Scores) -> Float[Array, ""]:
+    return jnp.asarray(value, scores.dtype)
 
 
 def _keep(
-    warper: _Filter,
     scores: Scores,
     is_kept: Bool[Array, "rows vocab"],
     merit: Float[Array, "rows vocab"],
+    min_tokens_to_keep: int,
+    filter_value: Number,
 ) -> Scores:
     """The scores of what is kept, which includes the tokens with most `merit`; the others
     get the `filter_value`."""
-    is_kept = is_kept | _is_among_top(merit, warper.min_tokens_to_keep)
-    return jnp.where(is_kept, scores, warper.filter_value)
+    is_kept = is_kept | _is_among_top(merit, min_tokens_to_keep)
+    return jnp.where(is_kept, scores, _as_scores(filter_value, scores))
 
 
 def _is_among_top(scores: Scores, k: int) -> Bool[Array, "rows vocab"]:
@@ -172,7 +191,7 @@ def _entropy(log_probs: Scores) -> Float[Array, "rows 1"]:
 
 
 def _are_first(
-    order: Float[Array, "rows vocab"], probabilities: Scores, mass: float
+    order: Float[Array, "rows vocab"], probabilities: Scores, mass: Float[Array, ""]
 ) -> Bool[Array, "rows vocab"]:
     """Whether all tokens before a token, in ascending `order`, have less than `mass`
     together.

@@ -1,0 +1,137 @@
+"""A call of `generate`: what the user asked for, and what the compiled loop is given."""
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Float, Integer, PRNGKeyArray
+
+from ..nn.checks import ArrayLike
+from ..settings import as_id_tuple
+from .config import GenerationConfig
+from .inputs import GenerationInputs
+from .logits_process import logits_processors, LogitsProcessor
+
+
+#: Shorter answers have buffers of this many steps.
+_FEWEST_STEPS = 16
+
+
+class LoopSettings(eqx.Module):
+    """The settings that the loop reads, under HF's names.
+
+    Numbers are arrays, and so operands of the compiled program: it is compiled for no other
+    value of them. The other fields change the program.
+
+    **Fields:**
+
+    - `max_new_tokens`: where the loop ends.
+    - `eos_token_id`, `pad_token_id`: as in `GenerationConfig`.
+    - `length_penalty`: as there.
+    - `penalties`: what scores are divided by after each number of new tokens, from 1 on:
+        that number to the power `length_penalty`.
+    - `num_rows`: how many beams or samples of each input there are.
+    - `do_sample`, `num_return_sequences`, `early_stopping`, `output_scores`,
+        `output_logits`, `output_token_log_probs`, `output_attentions`: as in
+        `GenerationConfig`.
+    """
+
+    max_new_tokens: Integer[ArrayLike, ""]
+    eos_token_id: Integer[ArrayLike, " ends"]
+    pad_token_id: Integer[ArrayLike, ""]
+    length_penalty: Float[ArrayLike, ""]
+    penalties: Float[ArrayLike, " steps"]
+    num_rows: int = eqx.field(static=True)
+    is_beam_search: bool = eqx.field(static=True)
+    do_sample: bool = eqx.field(static=True)
+    num_return_sequences: int = eqx.field(static=True)
+    early_stopping: bool | str = eqx.field(static=True)
+    output_scores: bool = eqx.field(static=True)
+    output_logits: bool = eqx.field(static=True)
+    output_token_log_probs: bool = eqx.field(static=True)
+    output_attentions: bool = eqx.field(static=True)
+
+    def __init__(self, config: GenerationConfig, num_steps: int):
+        """The settings of `config`, which is settled, for buffers of `num_steps` steps."""
+        lengths = np.arange(1, num_steps + 1, dtype=np.float64)
+        self.max_new_tokens = np.asarray(config.max_new_tokens, np.int32)
+        self.eos_token_id = np.asarray(as_id_tuple(config.eos_token_id), np.int32)
+        self.pad_token_id = np.asarray(config.pad_token_id, np.int32)
+        self.length_penalty = np.asarray(config.length_penalty, float)
+        self.penalties = lengths**config.length_penalty
+        self.is_beam_search = config.num_beams > 1
+        self.num_rows = max(config.num_beams, config.num_return_sequences)
+        self.do_sample = config.do_sample
+        self.num_return_sequences = config.num_return_sequences
+        self.early_stopping = config.early_stopping
+        self.output_scores = config.output_scores
+        self.output_logits = config.output_logits
+        self.output_token_log_probs = config.output_token_log_probs
+        self.output_attentions = config.output_attentions
+
+    @property
+    def num_steps(self) -> int:
+        """The size of the buffers, in new tokens."""
+        return len(self.penalties)
+
+
+class LoopInputs(eqx.Module):
+    """What the compiled loop is given.
+
+    **Fields:**
+
+    - `inputs`: what generation starts from, before `encode_source`.
+    - `settings`: what the loop reads of the settings.
+    - `processors`: what changes the scores.
+    - `key`: for sampling; `None` without it.
+    """
+
+    inputs: GenerationInputs
+    settings: LoopSettings
+    processors: tuple[LogitsProcessor, ...]
+    key: PRNGKeyArray | None
+
+
+class GenerationCall(eqx.Module):
+    """A call of `generate` that has been checked.
+
+    **Fields:**
+
+    - `inputs`: what generation starts from, before `encode_source`.
+    - `processors`: the user's own.
+    - `key`: for sampling; `None` without it.
+    - `config`: the settings; see `GenerationConfig.settled`.
+    """
+
+    inputs: GenerationInputs
+    processors: tuple[LogitsProcessor, ...]
+    key: PRNGKeyArray | None
+    config: GenerationConfig
+
+    def exact(self) -> LoopInputs:
+        """What the loop is given, in the shapes of this call."""
+        return self._loop_inputs(self.inputs, self.config.max_new_tokens)
+
+    def in_usual_shapes(self, limit: int) -> LoopInputs:
+        """What the loop is given, padded to shapes that many calls share. Sources and
+        prompts, and buffers for answers, are no longer than `limit`, unless they are so
+        in this call."""
+        steps = _usual_steps(self.config.max_new_tokens, limit)
+        return self._loop_inputs(self.inputs.bucketed(limit), steps)
+
+    def _loop_inputs(self, inputs: GenerationInputs, num_steps: int) -> LoopInputs:
+        batch_size = len(self.inputs.prompt), len(inputs.prompt)
+        custom = [p.for_batch(*batch_size) for p in self.processors]
+        prompt_length = inputs.prompt.shape[1]
+        return LoopInputs(
+            inputs,
+            LoopSettings(self.config, num_steps),
+            logits_processors(self.config, prompt_length, inputs.input_ids, custom),
+            self.key,
+        )
+
+
+def _usual_steps(max_new_tokens: int, limit: int) -> int:
+    """The size of buffers for so many tokens: a power of two, or one and a half of it."""
+    usual = _FEWEST_STEPS
+    while usual < max_new_tokens:
+        usual = usual * 3 // 2 if usual & (usual - 1) == 0 else usual * 4 // 3
+    return max(min(usual, limit), max_new_tokens)

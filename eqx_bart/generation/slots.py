@@ -1,0 +1,193 @@
+"""Where in a cache the rows of an input keep their tokens."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer
+
+
+CrossAttentions = tuple[Float[Array, "batch heads rows source"] | None, ...]
+
+#: Decodes new tokens; see `GenerationMixin.generation_step`.
+Decode = Callable[
+    [
+        Integer[Array, "batch new"],
+        Any,
+        Integer[Array, "batch new"],
+        Bool[Array, "batch 1 new slots"],
+        bool,
+    ],
+    tuple[Float[Array, "batch new vocab"], CrossAttentions | None, Any],
+]
+
+
+class AbstractSlots(eqx.Module):
+    """A cache, and which of its slots are whose.
+
+    The first slots hold the prompt, without its last token. Each step then writes the
+    newest token of each row.
+    """
+
+    cache: eqx.AbstractVar[Any]
+
+    @abc.abstractmethod
+    def decode(
+        self,
+        decode: Decode,
+        newest: Integer[Array, "batch rows"],
+        positions: Integer[Array, "batch rows"],
+        prompt: Bool[Array, "batch past"],
+        ancestors: Integer[Array, "batch rows steps"],
+        step: Integer[Array, ""],
+        *,
+        output_attentions: bool,
+    ) -> tuple[Float[Array, "batch rows vocab"], CrossAttentions | None, "AbstractSlots"]:
+        """Decodes the newest token of each row.
+
+        **Arguments:**
+
+        - `decode`: of the model.
+        - `newest`, `positions`: the tokens and their positions.
+        - `prompt`: which slots of the prompt are not padding.
+        - `ancestors`: for each row and each step before this one, the row whose token of
+            that step it continues.
+        - `step`: how many tokens have been generated.
+        - `output_attentions`: whether to return cross-attentions.
+
+        **Returns** the logits, the cross-attentions, and the slots with the newest tokens.
+        """
+
+
+class SharedSlots(AbstractSlots):
+    """The rows of an input share a row of the cache, in which each step adds one slot for
+    each row.
+
+    Nothing in the cache ever moves: where beam search continues other rows, the ancestors
+    change, and with them the mask. A step costs the square of the number of rows, and is
+    the fastest for a few.
+    """
+
+    cache: Any
+
+    def decode(
+        self,
+        decode: Decode,
+        newest: Integer[Array, "batch rows"],
+        positions: Integer[Array, "batch rows"],
+        prompt: Bool[Array, "batch past"],
+        ancestors: Integer[Array, "batch rows steps"],
+        step: Integer[Array, ""],
+        *,
+        output_attentions: bool,
+    ) -> tuple[Float[Array, "batch rows vocab"], CrossAttentions | None, "SharedSlots"]:
+        batch, rows, steps = ancestors.shape
+        row, steps = jnp.arange(rows), jnp.arange(steps)
+        ancestors = jnp.where(steps == step, row[:, None], ancestors)
+        is_own = (ancestors[..., None] == row) & (steps <= step)[:, None]
+        past = jnp.broadcast_to(prompt[:, None], (batch, rows, prompt.shape[1]))
+        mask = jnp.concatenate([past, is_own.reshape(batch, rows, -1)], axis=-1)
+        logits, attentions, cache = decode(
+            newest, self.cache, positions, mask[:, None], output_attentions
+        )
+        return logits, attentions, SharedSlots(cache)
+
+
+class OwnSlots(AbstractSlots):
+    """Each row has a row of the cache to itself, so that a step costs as much for a row as
+    it does alone. Where a row continues another one, its part of the cache is copied.
+
+    **Fields:**
+
+    - `is_by_row`: which arrays of the cache have an entry for each row, along their first
+        axis. The others are the same for all rows of an input, such as keys and values of
+        the source.
+    - `can_move`: whether rows may continue other rows.
+    """
+
+    cache: Any
+    is_by_row: tuple[bool, ...] = eqx.field(static=True)
+    can_move: bool = eqx.field(static=True)
+
+    def decode(
+        self,
+        decode: Decode,
+        newest: Integer[Array, "batch rows"],
+        positions: Integer[Array, "batch rows"],
+        prompt: Bool[Array, "batch past"],
+        ancestors: Integer[Array, "batch rows steps"],
+        step: Integer[Array, ""],
+        *,
+        output_attentions: bool,
+    ) -> tuple[Float[Array, "batch rows vocab"], CrossAttentions | None, "OwnSlots"]:
+        batch, rows, steps = ancestors.shape
+        cache = self.cache
+        if self.can_move:
+            cache = self._moved(ancestors, step)
+        past = jnp.broadcast_to(prompt[:, None], (batch, rows, prompt.shape[1]))
+        is_past = jnp.broadcast_to(jnp.arange(steps) <= step, (batch, rows, steps))
+        mask = jnp.concatenate([past, is_past], axis=-1)
+        logits, attentions, cache = decode(
+            newest.reshape(-1, 1),
+            cache,
+            positions.reshape(-1, 1),
+            mask.reshape(batch * rows, 1, 1, -1),
+            output_attentions,
+        )
+
+        def by_input(weights: Array) -> Array:
+            return weights.reshape(batch, rows, *weights.shape[1::2]).swapaxes(1, 2)
+
+        return (
+            logits.reshape(batch, rows, -1),
+            jax.tree.map(by_input, attentions),
+            OwnSlots(cache, self.is_by_row, self.can_move),
+        )
+
+    def _moved(
+        self, ancestors: Integer[Array, "batch rows steps"], step: Integer[Array, ""]
+    ) -> Any:
+        """The cache, after each row has gone on from its ancestor in the last step."""
+        batch, rows, _ = ancestors.shape
+        last = jax.lax.dynamic_index_in_dim(ancestors, step - 1, 2, keepdims=False)
+        last = jnp.where(step > 0, last, jnp.arange(rows))
+        index = (last + rows * jnp.arange(batch)[:, None]).reshape(-1)
+        leaves, structure = jax.tree.flatten(self.cache)
+        moved = [
+            jnp.take(x, index, axis=0, mode="clip") if is_by_row else x
+            for x, is_by_row in zip(leaves, self.is_by_row, strict=True)
+        ]
+        return jax.tree.unflatten(structure, moved)
+
+
+def by_row(one: Any, many: Any, num_rows: int) -> tuple[bool, ...]:
+    """Which arrays of a cache have an entry for each row, along their first axis.
+
+    **Arguments:**
+
+    - `one`, `many`: the shapes of a cache of one row for each input, and of `num_rows`.
+
+    **Raises** `ValueError` if an array differs in another way.
+    """
+    found = list[bool]()
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        found.append(a.shape != b.shape)
+        if found[-1] and b.shape != (num_rows * a.shape[0], *a.shape[1:]):
+            raise ValueError(
+                f"An array of the cache has the shape {a.shape} for one row of each input, "
+                f"and {b.shape} for {num_rows}. The rows must be its first axis."
+            )
+    return tuple(found)
+
+
+def repeated(cache: Any, many: Any, num_rows: int) -> Any:
+    """A cache of one row for each input, as one of `num_rows`, whose shapes are `many`."""
+    leaves, structure = jax.tree.flatten(many)
+    pairs = zip(jax.tree.leaves(cache), leaves, strict=True)
+    return jax.tree.unflatten(
+        structure,
+        [x if x.shape == y.shape else jnp.repeat(x, num_rows, axis=0) for x, y in pairs],
+    )
