@@ -1,5 +1,6 @@
 """What a generation starts from: checked, and padded to usual shapes."""
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -7,7 +8,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from ..nn.checks import ArrayLike, check_range, error_if, Mask
 
@@ -27,6 +28,8 @@ class GenerationInputs(eqx.Module):
         any pytree of arrays, each with a row for each input.
     - `encoder_attention_mask`: which positions of the source are not padding.
     - `source_offset`: how far the source has been moved to the left.
+    - `inputs_embeds`: embeddings of the source, instead of `input_ids`, which a mask then
+        comes with.
     """
 
     prompt: Integer[ArrayLike, "batch prompt"]
@@ -34,6 +37,7 @@ class GenerationInputs(eqx.Module):
     encoder_outputs: Any = None
     encoder_attention_mask: Bool[ArrayLike, "batch source"] | None = None
     source_offset: Integer[Array, " batch"] | None = None
+    inputs_embeds: Float[ArrayLike, "batch source d_model"] | None = None
 
     @property
     def source_length(self) -> int | None:
@@ -68,6 +72,7 @@ class GenerationInputs(eqx.Module):
             pad(self.input_ids, -1),
             jax.tree.map(pad_outputs, self.encoder_outputs),
             pad(mask, 0),
+            inputs_embeds=pad(self.inputs_embeds, 0),
         )
 
 
@@ -142,11 +147,12 @@ def _checked_mask(
 
 
 def align_left(
-    ids: Integer[Array, "batch length"],
-) -> tuple[Integer[Array, "batch length"], Integer[Array, " batch"]]:
-    """The ids with the padding on their left moved to the right; and how much there is."""
-    offset = jnp.argmax(ids >= 0, axis=1)
-    return _roll(ids, -offset), offset
+    x: Shaped[Array, "batch length *rest"], mask: Bool[Array, "batch length"]
+) -> tuple[Shaped[Array, "batch length *rest"], Integer[Array, " batch"]]:
+    """`x` with the padding on the left of its rows moved to the right; and how much there
+    is."""
+    offset = jnp.argmax(mask, axis=1)
+    return _roll(x, -offset), offset
 
 
 def align_right(ids: Integer[Array, "batch length"]) -> Integer[Array, "batch length"]:
@@ -154,8 +160,8 @@ def align_right(ids: Integer[Array, "batch length"]) -> Integer[Array, "batch le
     return _roll(ids, jnp.argmax(ids[:, ::-1] >= 0, axis=1))
 
 
-def _roll(ids: Array, shift: Integer[Array, " batch"]) -> Array:
-    return jax.vmap(jnp.roll)(ids, shift)
+def _roll(x: Array, shift: Integer[Array, " batch"]) -> Array:
+    return jax.vmap(functools.partial(jnp.roll, axis=0))(x, shift)
 
 
 def with_start_token(

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Integer, PRNGKeyArray
+from jaxtyping import Float, Integer, PRNGKeyArray
 
 from ..config import BartConfig
 from ..generation.config import GenerationConfig
@@ -117,9 +117,15 @@ class BartForConditionalGeneration(
         states, mask = inputs.encoder_outputs, inputs.encoder_attention_mask
         input_ids, offset = inputs.input_ids, inputs.source_offset
         if states is None:
-            input_ids, offset = align_left(jnp.asarray(input_ids))
-            mask = input_ids >= 0
-            embeds = self.model.encoder_embed_tokens.lookup(jnp.maximum(input_ids, 0))
+            embeds = inputs.inputs_embeds
+            if embeds is None:
+                is_token = jnp.asarray(input_ids) >= 0
+                input_ids, offset = align_left(jnp.asarray(input_ids), is_token)
+                embeds = self.model.encoder_embed_tokens.lookup(jnp.maximum(input_ids, 0))
+            else:
+                is_token = jnp.asarray(mask)
+                embeds, offset = align_left(jnp.asarray(embeds), is_token)
+            mask, _ = align_left(is_token, is_token)
             states = self.encode(None, mask, inputs_embeds=embeds)
         if isinstance(states, BaseModelOutput):
             states = generation_source(states.last_hidden_state, mask, input_ids)
@@ -131,6 +137,7 @@ class BartForConditionalGeneration(
         attention_mask: Mask[ArrayLike, "batch source"] | None = None,
         generation_config: GenerationConfig | None = None,
         *,
+        inputs_embeds: Float[ArrayLike, "batch source d_model"] | None = None,
         encoder_outputs: Any = None,
         decoder_input_ids: Integer[ArrayLike, "batch prompt"] | None = None,
         decoder_attention_mask: Mask[ArrayLike, "batch prompt"] | None = None,
@@ -151,6 +158,7 @@ class BartForConditionalGeneration(
         - `input_ids`, `attention_mask`: as `encode` takes them. Padding before a row takes
             no positions: the row is read as if it were alone.
         - `generation_config`: settings that override the model's own.
+        - `inputs_embeds`: embeddings instead of `input_ids`, as `encode` takes them.
         - `encoder_outputs`: of `encode`, instead of `input_ids`, or as well as them where a
             setting needs both; or what your own layers attend to, any pytree of arrays
             with a row for each input, which is then the `source` of their `Context`.
@@ -175,6 +183,7 @@ class BartForConditionalGeneration(
             input_ids,
             attention_mask,
             generation_config,
+            inputs_embeds=inputs_embeds,
             encoder_outputs=encoder_outputs,
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
@@ -189,6 +198,7 @@ class BartForConditionalGeneration(
         attention_mask: Mask[ArrayLike, "batch source"] | None = None,
         generation_config: GenerationConfig | None = None,
         *,
+        inputs_embeds: Float[ArrayLike, "batch source d_model"] | None = None,
         encoder_outputs: Any = None,
         decoder_input_ids: Integer[ArrayLike, "batch prompt"] | None = None,
         decoder_attention_mask: Mask[ArrayLike, "batch prompt"] | None = None,
@@ -208,7 +218,14 @@ class BartForConditionalGeneration(
         if input_ids is not None:
             names = ("input_ids", "attention_mask")
             input_ids = masked_ids(input_ids, attention_mask, vocab_size, names)
-        source = jax.tree.leaves((encoder_outputs, input_ids))
+        if inputs_embeds is not None:
+            if input_ids is not None or encoder_outputs is not None:
+                raise ValueError(
+                    "generate takes inputs_embeds alone: without input_ids and "
+                    "encoder_outputs."
+                )
+            mask = encoder_mask(inputs_embeds, attention_mask, "attention_mask")
+        source = jax.tree.leaves((encoder_outputs, input_ids, inputs_embeds))
         if not source:
             raise ValueError("generate needs input_ids or encoder_outputs.")
         if decoder_input_ids is None:
@@ -219,5 +236,7 @@ class BartForConditionalGeneration(
                 decoder_input_ids, decoder_attention_mask, vocab_size, names
             )
             prompt = with_start_token(prompt, start)
-        inputs = GenerationInputs(prompt, input_ids, encoder_outputs, mask)
+        inputs = GenerationInputs(
+            prompt, input_ids, encoder_outputs, mask, inputs_embeds=inputs_embeds
+        )
         return self.checked_call(inputs, config, logits_processors, key)

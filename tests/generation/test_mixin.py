@@ -296,6 +296,32 @@ def test_odd_settings_of_a_checkpoint_do_not_stop_it(odd, checkpoint, tmp_path):
     assert np.array_equal(found[: len(expected)], expected)
 
 
+def test_embeddings_instead_of_ids(checkpoint):
+    theirs, directory = checkpoint
+    ours = eb.BartForConditionalGeneration.from_pretrained(directory)
+    rng = np.random.default_rng(0)
+    ids, mask = random_ids(rng, theirs.config, 3, 7), np.ones((3, 7), int)
+    mask[1, :3] = mask[2, 5:] = 0
+    embeds = ours.model.shared(ids)
+    for settings in ({}, {"num_beams": 2, "output_attentions": True}):
+        call = {"max_new_tokens": 6, **settings}
+        expected = ours.generate(ids, mask, **call)
+        for generate in (ours.generate, eqx.filter_jit(ours.generate)):
+            found = generate(None, mask, inputs_embeds=embeds, **call)
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-6), found, expected
+            )
+    hf = theirs.generate(
+        inputs_embeds=torch.tensor(np.asarray(embeds[:1])), max_new_tokens=6
+    )
+    found = ours.generate(inputs_embeds=np.asarray(embeds[:1]), max_new_tokens=6)
+    assert np.array_equal(found.sequences[0][: hf.shape[1]], hf[0])
+    with pytest.raises(ValueError, match="takes inputs_embeds alone"):
+        ours.generate(ids, inputs_embeds=embeds)
+    with pytest.raises(ValueError, match="attention_mask masks every token of row 0"):
+        ours.generate(None, 0 * mask, inputs_embeds=embeds)
+
+
 def test_as_many_tokens_as_positions(checkpoint):
     """The last token is not read, and needs no position."""
     theirs, directory = checkpoint
