@@ -9,7 +9,7 @@ from typing import Any, cast, no_type_check
 import jax
 
 from .files.errors import CheckpointError
-from .files.hub import locate, split_options
+from .files.hub import HubOptions, locate, split_options
 from .files.json_files import read_json, write_json
 from .nn.activations import ACTIVATIONS
 from .settings import (
@@ -326,9 +326,9 @@ class BartConfig:
         directory holds no such file; `TypeError` if there is no such setting.
         """
         hub, overrides = split_options(options)
+        overrides = known_settings(overrides, HubOptions.__annotations__)
         path = locate(path, weights=False, **hub)
         values = read_json(path, "config.json")
-        overrides = _known(overrides, values)
         try:
             return cls.from_dict(_overridden(values, overrides))
         except Exception as error:
@@ -346,26 +346,27 @@ class BartConfig:
 
         **Raises** `TypeError` if there is no such setting, `ValueError` as the class does.
         """
-        values = self.to_dict()
-        return self.from_dict(_overridden(values, _known(overrides, values)))
+        return self.from_dict(_overridden(self.to_dict(), known_settings(overrides)))
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes `config.json` into `directory`, which is made if needed."""
         write_json(Path(directory), "config.json", self.to_dict())
 
 
-def _known(overrides: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides by the names of fields; `values` has what else the config says.
+def known_settings(
+    overrides: Mapping[str, Any], others: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Overrides by the names of fields; `others` are names that may be meant, too.
 
-    **Raises** `TypeError` if one is neither, or if one setting is named twice.
+    **Raises** `TypeError` if there is no such setting, or if one is named twice.
     """
     fields = {field.name for field in dataclasses.fields(BartConfig)} - {"extra"}
-    known = fields | _OTHER_NAMES.keys() | values.keys() | {"label2id"}
+    known = fields | _OTHER_NAMES.keys() | {"label2id"}
     for name in overrides:
         if name not in known:
             raise TypeError(
-                f"BartConfig has no setting {name!r}{nearest(name, known)}. Settings of "
-                "generate belong to generation_config."
+                f"BartConfig has no setting {name!r}{nearest(name, known.union(others))}. "
+                "Settings of generate belong to generation_config."
             )
         if (ours := _OTHER_NAMES.get(name)) in overrides:
             raise TypeError(f"{name} and {ours} are one setting: pass one of them.")

@@ -268,11 +268,6 @@ def test_an_unknown_override_is_an_error(overrides, message, config, getkey, tmp
             call()
 
 
-def test_what_the_file_says_beyond_the_fields_can_be_replaced_too(tmp_path):
-    eb.BartConfig(extra={"prefix": " "}).save_pretrained(tmp_path)
-    assert eb.BartConfig.from_pretrained(tmp_path, prefix="").extra == {"prefix": ""}
-
-
 @pytest.mark.parametrize("text", ["{", "[]", '"bart"', "[" * 100_000])
 def test_bad_files_are_named(text, tmp_path):
     (tmp_path / "config.json").write_text(text)

@@ -40,7 +40,10 @@ def load_weights(
     `build` is only traced, so that only the weights that the checkpoint lacks are drawn.
     For the other arguments, and what is raised, see `PretrainedModel.from_pretrained`.
     """
-    template = eqx.filter_eval_shape(build, jax.random.key(0))
+    try:
+        template = eqx.filter_eval_shape(build, jax.random.key(0))
+    except ValueError as error:  # the config has what this model cannot be made with
+        raise CheckpointError(str(error)) from error
     found = match(template, tensors, ignore_mismatched_sizes=ignore_mismatched_sizes)
     name = type(template).__name__
     if found.problems:

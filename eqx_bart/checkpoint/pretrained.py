@@ -10,10 +10,16 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray
 
-from ..config import BartConfig, CUSTOM_MODEL_TYPE, LABEL_SETTINGS, MODEL_TYPE
+from ..config import (
+    BartConfig,
+    CUSTOM_MODEL_TYPE,
+    known_settings,
+    LABEL_SETTINGS,
+    MODEL_TYPE,
+)
 from ..files.errors import CheckpointError
 from ..files.formats import find_weights, Weights
-from ..files.hub import locate, split_options
+from ..files.hub import HubOptions, locate, split_options
 from ..files.json_files import read_json, write_json
 from ..files.tensors import StoredTensor
 from ..files.writing import num_bytes, replacing, write_weights
@@ -27,6 +33,14 @@ from .resizing import resize_positions, resize_vocabulary
 BUILTIN_MODEL = Path(__file__).parents[1] / "g2p"
 
 _FEW_LAYERS = 64
+# What `from_pretrained` takes besides settings.
+_OPTIONS = {
+    "config",
+    "dtype",
+    "key",
+    "ignore_mismatched_sizes",
+    *HubOptions.__annotations__,
+}
 
 Model = TypeVar("Model", bound=eqx.Module)
 
@@ -81,6 +95,7 @@ class PretrainedModel(eqx.Module):
         """
         hub, overrides = split_options(options)
         given = {x: overrides.pop(x) for x in cls._setting_names & overrides.keys()}
+        overrides = known_settings(overrides, _OPTIONS | cls._setting_names)
         path = locate(path, weights=True, **hub)
         weights = find_weights(path)
         directory = weights.file.parent
@@ -92,7 +107,7 @@ class PretrainedModel(eqx.Module):
         settings = cls._read_settings(directory, config, given)
         check_layers(config, tensors)
         if dtype is None:
-            config.check("dtype")
+            check_dtype(config)
 
         def build(key: PRNGKeyArray) -> Any:
             return eqx.nn.inference_mode(cls(config, key=key, **settings))
@@ -178,8 +193,10 @@ class PretrainedModel(eqx.Module):
         return resized.with_config(config)
 
     def with_config(self, config: BartConfig) -> Self:
-        """The model with another config, in itself and in its trunk. The arrays do not
-        change: the caller must check that the config describes them."""
+        """The model with another config, in itself and in its trunk. Arrays, and what was
+        made from the old config, such as dropouts, do not change: the caller must check
+        that the config describes them. `from_pretrained(path, dropout=0.2)` makes them so.
+        """
         return replace_parts(self, BartConfig, config)
 
     def save_pretrained(
@@ -302,6 +319,14 @@ def read_config(
     if is_silent and len(heads) == 1 and heads[0]:
         config = config.updated(num_labels=heads[0][0])
     return config, tensors
+
+
+def check_dtype(config: BartConfig) -> None:
+    """**Raises** `CheckpointError` if the config has a dtype that no weights can have."""
+    try:
+        config.check("dtype")
+    except ValueError as error:
+        raise CheckpointError(f"{error} Pass dtype=... to do without.") from error
 
 
 def check_class(cls: type, config: BartConfig) -> None:

@@ -1,6 +1,7 @@
 """`flax_model.msgpack`: files that HF's Flax BART wrote, and what is refused."""
 
 import pathlib
+import shutil
 import struct
 import time
 import tracemalloc
@@ -255,6 +256,19 @@ def test_refused(case, tmp_path):
         read_flax(file)
     assert time.perf_counter() - start < 1
     assert f"{file} is not a Flax checkpoint: " in str(error.value)
+
+
+@pytest.mark.parametrize("case", ["generation_tied", "question_answering"])
+def test_the_params_of_a_training_state(case, tmp_path):
+    cls, expected = model_class(case), model_class(case).from_pretrained(RECORDED / case)
+    shutil.copy(RECORDED / case / "config.json", tmp_path)
+    params = Raw((RECORDED / case / "flax_model.msgpack").read_bytes())
+    file = tmp_path / "flax_model.msgpack"
+    file.write_bytes(pack({"params": params}))
+    assert_same(cls.from_pretrained(tmp_path), expected)
+    file.write_bytes(pack({"params": params, "opt_state": {"mu": params}}))
+    with pytest.raises(eb.CheckpointError, match=r"'params\..*'opt_state\.mu\."):
+        cls.from_pretrained(tmp_path)
 
 
 def test_a_model_of_other_tensors_is_refused(tmp_path):

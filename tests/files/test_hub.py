@@ -472,7 +472,9 @@ def test_configs_from_the_hub(hub, saved):
 )
 @pytest.mark.parametrize("path", [NAME, pathlib.Path()])
 def test_unknown_options(cls, path, hub):
-    with pytest.raises(TypeError, match="no argument revison"):
+    with pytest.raises(
+        TypeError, match=r"no (argument revison|setting 'revison'; do you mean 'revision')"
+    ):
         cls.from_pretrained(path, revison="main", local_files_only=True)
     assert hub.requests == []
 
@@ -491,7 +493,7 @@ def test_options_of_the_hub_are_no_fields_of_a_config(tmp_path, hub):
     [
         (eb.BartConfig, {"vocab_size": -5}),
         (eb.BartConfig, {"id2label": 5}),
-        (eb.BartConfig, {"id2label": {"0": []}}),
+        (eb.BartConfig, {"id2label": [1, 2], "pad_token_id": {}}),
         (eb.BartConfig, {"d_model": "x"}),
         (eb.BartConfig, {"model_type": "t5"}),
         (eb.GenerationConfig, {"max_length": -5}),
