@@ -186,7 +186,8 @@ def test_cross_entropy_of_logits(smoothing, z_loss, chunk_size):
     def loss(arrays):
         hidden, weight = arrays
         head = eqx.Partial(lambda weight, x: x @ weight, weight)
-        options = {"label_smoothing": smoothing, "z_loss": z_loss}
+        options = {"label_smoothing": smoothing} if smoothing else {}
+        options |= {"z_loss": z_loss} if z_loss else {}
         if chunk_size is None:
             found = eb.cross_entropy(head(hidden), labels, **options)
         else:
