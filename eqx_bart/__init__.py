@@ -37,6 +37,7 @@ with _install_import_hook(_CHECKED, f"{_typechecking.__name__}.typechecker"):
     from .models.question_answering import BartForQuestionAnswering
     from .models.sequence_classification import BartForSequenceClassification
     from .nn.cache import KeyValues
+    from .nn.checks import checks
     from .training.lora import lora, merge_lora
     from .training.losses import (
         chunked_cross_entropy,
@@ -82,6 +83,7 @@ __all__ = [
     "Seq2SeqQuestionAnsweringModelOutput",
     "Seq2SeqSequenceClassifierOutput",
     "cast",
+    "checks",
     "chunked_cross_entropy",
     "classification_loss",
     "cross_entropy",

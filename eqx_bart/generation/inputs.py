@@ -116,34 +116,38 @@ def masked_ids(
     ids = check_range(ids, vocab_size, names[0], "the vocabulary")
     if attention_mask is None:
         return ids
-    mask = _checked_mask(attention_mask, names[1])
-    return jnp.where(mask, ids, -1) if is_traced(ids, mask) else np.where(mask, ids, -1)
+    mask, empty, message = _empty_rows(attention_mask, names[1])
+    ids = jnp.where(mask, ids, -1) if is_traced(ids, mask) else np.where(mask, ids, -1)
+    return error_if(ids, empty, message)
 
 
-def encoder_mask(
+def masked_states(
     states: Float[ArrayLike, "batch source d_model"],
     attention_mask: Mask[ArrayLike, "batch source"] | None,
     name: str,
-) -> Bool[ArrayLike, "batch source"]:
-    """The mask of an encoder's states; all of them by default. **Raises** as
-    `_checked_mask` does."""
+) -> tuple[Float[ArrayLike, "batch source d_model"], Bool[ArrayLike, "batch source"]]:
+    """An encoder's states and their mask; all of them by default.
+
+    **Raises** `ValueError` if a row is masked completely; `name` is what the error calls
+    the mask.
+    """
     if attention_mask is None:
-        return np.ones(states.shape[:2], bool)
-    return _checked_mask(attention_mask, name)
+        return states, np.ones(states.shape[:2], bool)
+    mask, empty, message = _empty_rows(attention_mask, name)
+    return error_if(states, empty, message), mask
 
 
-def _checked_mask(
+def _empty_rows(
     attention_mask: Mask[ArrayLike, "batch length"], name: str
-) -> Bool[ArrayLike, "batch length"]:
-    """The mask, as booleans. **Raises** `ValueError` if a row is masked completely."""
-    if not is_traced(attention_mask):
-        mask = np.asarray(attention_mask, bool)
-        empty = np.flatnonzero(~mask.any(axis=1))
-        if len(empty):
-            raise ValueError(f"{name} masks every token of row {empty[0]}.")
-        return mask
-    mask = jnp.asarray(attention_mask, bool)
-    return error_if(mask, ~jnp.any(mask, axis=1), f"{name} masks every token of a row.")
+) -> tuple[Bool[ArrayLike, "batch length"], Bool[ArrayLike, "batch"], str]:
+    """The mask as booleans, which rows it masks completely, and what the error says."""
+    if is_traced(attention_mask):
+        mask = jnp.asarray(attention_mask, bool)
+        return mask, ~jnp.any(mask, axis=1), f"{name} masks every token of a row."
+    mask = np.asarray(attention_mask, bool)
+    empty = np.asarray(~mask.any(axis=1))
+    row = np.argmax(empty) if len(empty) else 0
+    return mask, empty, f"{name} masks every token of row {row}."
 
 
 def align_left(

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from ..config import BartConfig
 from ..nn.cache import KeyValues
@@ -94,17 +94,17 @@ class BartCache(eqx.Module):
         there are any."""
         return tuple(layer.cross_attention for layer in self.layers)
 
-    def check(self, config: BartConfig, batch_size: int, num_tokens: int) -> "BartCache":
-        """This cache, if the next tokens fit into it.
+    def checked(
+        self, config: BartConfig, inputs_embeds: Float[Array, "rows new d_model"]
+    ) -> Float[Array, "rows new d_model"]:
+        """The embeddings of the next tokens, if these fit into this cache.
 
-        **Arguments:**
-
-        - `config`: that of the model that decodes.
-        - `batch_size`, `num_tokens`: the number of rows, and of new tokens in each.
+        `config` is that of the model that decodes.
 
         **Raises** `ValueError` if they do not fit, or if the cache belongs to a model with
         another config. Inside `jit`, a lack of room is found when the program runs.
         """
+        batch_size, num_tokens, _ = inputs_embeds.shape
         if self.config != config:
             raise ValueError(
                 "This cache belongs to a model with another config. Make one with the "
@@ -121,12 +121,11 @@ class BartCache(eqx.Module):
         )
         if num_tokens > self.max_length:
             raise ValueError(f"{message} even when it is empty.")
-        length = error_if(
-            self.length,
+        return error_if(
+            inputs_embeds,
             self.length > self.max_length - num_tokens,
             f"{message} after those it holds. Pass a larger max_length to init_cache.",
         )
-        return eqx.tree_at(lambda cache: cache.length, self, length)
 
     def mask(self, num_tokens: int) -> Bool[Array, "batch 1 {num_tokens} max_length"]:
         """What each of the next `num_tokens` tokens may attend to, once written."""

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from ..config import as_id_tuple, BartConfig
 from ..generation.config import GenerationConfig
-from ..generation.inputs import encoder_mask, GenerationInputs, masked_ids
+from ..generation.inputs import GenerationInputs, masked_ids, masked_states
 from ..generation.logits_process import LogitsProcessor
 from ..generation.mixin import GenerationCall
 from ..generation.output import GenerationOutput
@@ -294,7 +294,7 @@ class BartForCausalLM(LanguageModel):
         prompt = masked_ids(input_ids, attention_mask, self.vocab_size, names)
         mask = None
         if encoder_hidden_states is not None:
-            mask = encoder_mask(
+            encoder_hidden_states, mask = masked_states(
                 encoder_hidden_states, encoder_attention_mask, "encoder_attention_mask"
             )
         inputs = GenerationInputs(prompt, prompt, encoder_hidden_states, mask)

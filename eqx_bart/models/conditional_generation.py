@@ -12,9 +12,9 @@ from ..config import BartConfig
 from ..generation.config import GenerationConfig
 from ..generation.inputs import (
     align_left,
-    encoder_mask,
     GenerationInputs,
     masked_ids,
+    masked_states,
     with_start_token,
 )
 from ..generation.logits_process import LogitsProcessor
@@ -213,8 +213,8 @@ class BartForConditionalGeneration(
         mask = None
         if isinstance(encoder_outputs, BaseModelOutput):
             states = encoder_outputs.last_hidden_state
-            encoder_outputs = BaseModelOutput(states)
-            mask = encoder_mask(states, attention_mask, "attention_mask")
+            states, mask = masked_states(states, attention_mask, "attention_mask")
+            encoder_outputs = BaseModelOutput(jnp.asarray(states))
         if input_ids is not None:
             names = ("input_ids", "attention_mask")
             input_ids = masked_ids(input_ids, attention_mask, vocab_size, names)

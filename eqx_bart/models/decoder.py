@@ -47,7 +47,7 @@ class BartDecoder(BartStack):
 
         **Arguments:**
 
-        - `config`: that of the model, for `BartCache.check`.
+        - `config`: that of the model, for `BartCache.checked`.
         - `batch_size`, `num_slots`: the number of rows, and of slots in each.
         - `source`: as in `Context`.
         - `dtype`: of the hidden states.
@@ -105,7 +105,7 @@ class BartDecoder(BartStack):
     ) -> tuple[BaseModelOutputWithCrossAttentions, BartCache]:
         """Decodes the embeddings of the tokens that follow those in `cache`.
 
-        The caller must check that the cache has room; see `BartCache.check`.
+        The caller must check that the cache has room; see `BartCache.checked`.
 
         **Arguments:**
 

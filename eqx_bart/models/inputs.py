@@ -151,11 +151,13 @@ def run_decoder(
     the cache.
     """
     if position_ids is not None:
-        position_ids = decoder.embed_positions.checked(position_ids, "decoder_position_ids")
+        inputs_embeds, position_ids = decoder.embed_positions.checked(
+            inputs_embeds, position_ids, "decoder_position_ids"
+        )
     if isinstance(before, BartCache):
-        cache = before.check(config, *inputs_embeds.shape[:2])
+        inputs_embeds = before.checked(config, inputs_embeds)
         return decoder.step(
-            inputs_embeds, cache, attention_mask, position_ids, show=show, key=key
+            inputs_embeds, before, attention_mask, position_ids, show=show, key=key
         )
     decoded = decoder(
         inputs_embeds, attention_mask, position_ids, before, show=show, key=key

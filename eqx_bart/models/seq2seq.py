@@ -114,7 +114,9 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         )
         if position_ids is not None:
             table = trunk.encoder.embed_positions
-            position_ids = table.checked(position_ids, "position_ids")
+            inputs_embeds, position_ids = table.checked(
+                inputs_embeds, position_ids, "position_ids"
+            )
         show = Show(output_attentions, output_hidden_states)
         return trunk.encoder(
             inputs_embeds, attention_mask, position_ids, show=show, key=key

@@ -124,14 +124,14 @@ def last_eos_state(
         )
     is_eos = jnp.isin(input_ids, jnp.asarray(eos_token_ids))
     counts = jnp.sum(is_eos, axis=1)
-    counts = error_if(counts, counts == 0, "A row of input_ids has no eos_token_id.")
-    counts = error_if(
-        counts,
+    order = jnp.cumsum(is_eos, axis=1)
+    is_last = is_eos & (order == counts[:, None])
+    states = jnp.take_along_axis(
+        hidden_states, jnp.argmax(is_last, axis=1)[:, None, None], axis=1
+    )[:, 0]
+    states = error_if(states, counts == 0, "A row of input_ids has no eos_token_id.")
+    return error_if(
+        states,
         jnp.any(counts != counts[:1]),
         "All rows of input_ids must have the same number of eos_token_id.",
     )
-    order = jnp.cumsum(is_eos, axis=1)
-    is_last = is_eos & (order == counts[:, None])
-    return jnp.take_along_axis(
-        hidden_states, jnp.argmax(is_last, axis=1)[:, None, None], axis=1
-    )[:, 0]

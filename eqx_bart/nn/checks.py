@@ -1,6 +1,15 @@
-"""Checks on values: a plain exception outside `jit`, `equinox.error_if` inside it."""
+"""Checks on values, and what becomes of one that fails inside `jit`.
 
+Outside `jit` values are known, and what is wrong raises before anything runs. Inside, only
+the running program knows. An error is then a host callback: JAX neither keeps a program
+with callbacks in its persistent cache nor exports it, and if one device stops, the others
+wait for it. NaN needs nothing of the kind.
+"""
+
+import contextlib
+import os
 import typing
+from collections.abc import Generator
 from typing import TYPE_CHECKING, TypeVar
 
 import equinox as eqx
@@ -8,7 +17,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import AbstractDtype, Array, Bool, Integer
+from jaxtyping import AbstractDtype, Array, Bool, Float, Integer
 
 
 #: What the public functions take where HF takes a tensor.
@@ -24,20 +33,95 @@ else:
         dtypes = (*Bool.dtypes, *Integer.dtypes)
 
 
-_T = TypeVar("_T")
+#: An array of either kind.
+ArrayT = TypeVar("ArrayT", bound=ArrayLike)
+
+# As Equinox does, at import; it refuses a value that it does not know.
+_ENVIRONMENT = os.environ.get("EQX_ON_ERROR")
+# JAX traces a function again where this has another value.
+_CHOSEN = jax.make_user_context(None)
 
 
-def error_if(x: _T, pred: Bool[ArrayLike, "..."], message: str) -> _T:
-    """`x`, unless `pred` holds anywhere.
+@contextlib.contextmanager
+def checks(on_error: str) -> Generator[None]:
+    """Says what a check on values does that fails inside `jit`: of ids, positions, labels,
+    masks, and the room in a cache. Outside `jit`, one that fails raises `ValueError`.
 
-    **Raises** `ValueError(message)` where `pred` is a concrete value; under `jit` the
-    compiled program raises when it runs, as `equinox.error_if` does.
+    This is decided when a function is traced. One that was traced in this context is traced
+    anew outside it, and the reverse. Without a context the environment variable
+    `EQX_ON_ERROR` decides, which is Equinox's own and is read once.
+
+    **Arguments:**
+
+    - `on_error`: `"raise"` raises `RuntimeError` when the program runs, which is then not
+        kept in JAX's persistent cache, and cannot be exported; the default where there is
+        one device. `"nan"` makes whatever a wrong value reaches NaN, and a generated token
+        -1; the default where there are more. `"off"` checks nothing.
+
+    **Raises** `ValueError` if `on_error` is none of these.
     """
-    if isinstance(pred, jax.core.Tracer):
-        return eqx.error_if(x, pred, message)
-    if np.any(pred):
-        raise ValueError(message)
-    return x
+    if on_error not in ("raise", "nan", "off"):
+        raise ValueError(f"on_error must be 'raise', 'nan' or 'off', not {on_error!r}.")
+    with _CHOSEN(on_error):
+        yield
+
+
+def error_if(x: ArrayT, wrong: Bool[ArrayLike, "..."], message: str) -> ArrayT | Array:
+    """`x`, unless `wrong` holds anywhere.
+
+    **Arguments:**
+
+    - `x`: what goes on only if nothing is wrong. Floats become NaN, and so do their
+        gradients; integers become the largest of their dtype, of which a lookup makes NaN.
+    - `wrong`: for each entry of the first axes of `x`.
+
+    **Raises** `ValueError(message)` where `wrong` is a concrete value; under `jit`, what
+    `checks` says happens.
+    """
+    if not isinstance(wrong, jax.core.Tracer):
+        if np.any(wrong):
+            raise ValueError(message)
+        return x
+    on_error = _CHOSEN.value or _ENVIRONMENT
+    if on_error == "off":
+        return x
+    if on_error == "breakpoint":
+        return eqx.error_if(x, wrong, message)
+    if _num_devices(x) == 1:
+        if on_error != "nan":
+            return eqx.error_if(x, wrong, message, on_error="raise")
+    elif on_error == "raise":
+        _raise_on_all_devices(wrong, message)
+    return _poisoned(x, wrong)
+
+
+def _num_devices(x: ArrayLike) -> int:
+    """How many devices a program may be for: those of the mesh that is set, or of the mesh
+    in the type of `x`; all that there are, where neither says anything."""
+    meshes = (jax.sharding.get_abstract_mesh(), jax.typeof(x).sharding.mesh)
+    sizes = (mesh.size for mesh in meshes if not mesh.empty)
+    return max(sizes, default=jax.device_count())
+
+
+def _raise_on_all_devices(wrong: Bool[Array, "..."], message: str) -> None:
+    """Raises when the program runs, on each device: if one alone stopped, those that wait
+    for it would wait until XLA kills the process."""
+
+    def stop(is_wrong: Bool[ArrayLike, ""]) -> None:
+        if is_wrong:
+            raise RuntimeError(message)
+
+    jax.debug.callback(stop, jnp.any(wrong), partitioned=True)
+
+
+def _poisoned(x: ArrayLike, wrong: Bool[Array, "..."]) -> Array:
+    """`x`, where it is not wrong."""
+    x = jnp.asarray(x)
+    wrong = jnp.expand_dims(wrong, range(wrong.ndim, x.ndim))
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        return jnp.where(wrong, jnp.asarray(jnp.iinfo(x.dtype).max, x.dtype), x)
+    # A product, so that gradients are NaN as well.
+    return x * jnp.where(wrong, jnp.nan, 1).astype(x.dtype)
 
 
 def as_indices(ids: Integer[ArrayLike, "*shape"]) -> Integer[Array, "*shape"]:
@@ -51,7 +135,18 @@ def as_indices(ids: Integer[ArrayLike, "*shape"]) -> Integer[Array, "*shape"]:
 def check_range(
     ids: Integer[ArrayLike, "*shape"], size: int, name: str, table: str
 ) -> Integer[Array, "*shape"]:
-    """`as_indices(ids)`, checked to lie in `[0, size)`.
+    """`as_indices(ids)`, checked to lie in `[0, size)`; see `outside`.
+
+    **Raises** as `error_if` does; outside `jit` the message names the first wrong value and
+    its place.
+    """
+    return error_if(as_indices(ids), *outside(ids, size, name, table))
+
+
+def outside(
+    ids: Integer[ArrayLike, "*shape"], size: int, name: str, table: str
+) -> tuple[Bool[ArrayLike, "*shape"], str]:
+    """Which `ids` do not lie in `[0, size)`, and what the error says.
 
     JAX clamps an index past the end of an array, so a wrong id would silently read another
     row.
@@ -59,17 +154,22 @@ def check_range(
     **Arguments:**
 
     - `name`, `table`: what the message calls the ids, and the table that they index.
-
-    **Raises** as `error_if` does; outside `jit` the message names the first wrong value and
-    its place.
     """
     message = f"{name} must lie in [0, {size}), the rows of {table}"
     if isinstance(ids, jax.core.Tracer):
         ids = as_indices(ids)
-        return eqx.error_if(ids, (ids < 0) | (ids >= size), f"{message}.")
+        return (ids < 0) | (ids >= size), f"{message}."
     values = np.asarray(ids)
-    places = np.argwhere((values < 0) | (values >= size))
-    if len(places):
-        place = tuple(int(i) for i in places[0])
-        raise ValueError(f"{message}; {name}{list(place)} is {int(values[place])}.")
-    return as_indices(ids)
+    wrong = np.asarray((values < 0) | (values >= size))
+    if wrong.any():
+        place = tuple(int(i) for i in np.argwhere(wrong)[0])
+        message = f"{message}; {name}{list(place)} is {int(values[place])}"
+    return wrong, f"{message}."
+
+
+def unknown_if_nan(
+    tokens: Integer[Array, "*rows"], scores: Float[Array, "*rows"]
+) -> Integer[Array, "*rows"]:
+    """The tokens that were chosen for these scores, -1 where the score is NaN. A lookup of
+    -1 is NaN again."""
+    return jnp.where(jnp.isnan(scores), -1, tokens)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
-from .checks import ArrayLike, check_range
+from .checks import ArrayLike, as_indices, check_range, error_if, outside
 from .norm import LayerNorm
 
 
@@ -62,7 +62,7 @@ class Embedding(eqx.Module):
         return self.lookup(check_range(ids, self.vocab_size, name, "the vocabulary"))
 
     def lookup(self, ids: Integer[Array, "*batch"]) -> Float[Array, "*batch d_model"]:
-        """`__call__` for ids that are known to be inside the table."""
+        """`__call__` without a check: NaN for ids outside the table."""
         rows = _rows(self.weight, ids)
         if self.padding_idx is not None:
             is_padding = (ids == self.padding_idx)[..., None]
@@ -104,13 +104,18 @@ class AbstractPositionalEmbedding(eqx.Module):
         return (start + jnp.arange(length))[None]
 
     def checked(
-        self, position_ids: Integer[ArrayLike, "#batch length"], name: str
-    ) -> Integer[Array, "#batch length"]:
-        """`position_ids`, if all of them exist; `name` is what the message calls them.
+        self,
+        inputs_embeds: Float[Array, "batch length d_model"],
+        position_ids: Integer[ArrayLike, "#batch length"],
+        name: str,
+    ) -> tuple[Float[Array, "batch length d_model"], Integer[Array, "#batch length"]]:
+        """`inputs_embeds`, if all their `position_ids` exist; and these. `name` is what the
+        message calls them.
 
         **Raises** as `Embedding.__call__` does if one lies outside the table.
         """
-        return check_range(position_ids, self.max_positions, name, "the position table")
+        wrong = outside(position_ids, self.max_positions, name, "the position table")
+        return error_if(inputs_embeds, *wrong), as_indices(position_ids)
 
 
 class LearnedPositionalEmbedding(AbstractPositionalEmbedding):
@@ -167,4 +172,4 @@ def embed(
 
 
 def _rows(table: Float[Array, "rows width"], ids: Integer[Array, "*batch"]) -> Array:
-    return table.at[ids].get(mode="promise_in_bounds", wrap_negative_indices=False)
+    return table.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)

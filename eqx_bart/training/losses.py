@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 from ..config import BartConfig
 from ..models.conditional_generation import BartForConditionalGeneration
 from ..models.inputs import IGNORE_INDEX, refuse_overrides, shift_tokens_right
-from ..nn.checks import ArrayLike, as_indices, check_range, Mask
+from ..nn.checks import ArrayLike, as_indices, error_if, Mask, outside
 
 
 class LossSum(eqx.Module):
@@ -59,10 +59,13 @@ def cross_entropy(
     """
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1]; it is {label_smoothing}.")
-    labels, counts = _checked_labels(labels, logits.shape[-1], ignore_index)
+    counts = labels != ignore_index
+    classes = labels * counts  # 0 for those that do not count
+    wrong = outside(classes, logits.shape[-1], "labels", "the classes")
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    log_normaliser = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    log_normaliser = error_if(jax.nn.logsumexp(logits, axis=-1), *wrong)
+    classes, counts = as_indices(classes)[..., None], jnp.asarray(counts)
+    chosen = jnp.take_along_axis(logits, classes, axis=-1)[..., 0]
     losses = log_normaliser - (1 - label_smoothing) * chosen
     if label_smoothing:
         losses -= label_smoothing * jnp.mean(logits, axis=-1)
@@ -300,12 +303,3 @@ def _labels_message(problem_type: str, expected: str, labels: ArrayLike) -> str:
         f"{problem_type} needs labels {expected}; they are {labels.dtype} "
         f"{list(labels.shape)}."
     )
-
-
-def _checked_labels(
-    labels: Integer[ArrayLike, "*batch"], num_classes: int, ignore_index: int
-) -> tuple[Array, Array]:
-    """The labels, with 0 in place of `ignore_index`; and which of them count."""
-    counts = labels != ignore_index
-    classes = labels * counts
-    return check_range(classes, num_classes, "labels", "the classes"), jnp.asarray(counts)
