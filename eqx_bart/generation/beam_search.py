@@ -47,7 +47,8 @@ class BeamSearch(AbstractStrategy):
 
     - `running_scores`, `running_log_probs`: those of the beams that go on; see
         `Hypotheses`.
-    - `finished`: the best rows that have ended.
+    - `finished`: the best rows that have ended; their scores are NaN where those of the
+        beams became NaN first.
     - `is_finished`: which of these exist.
     - `is_settled`: which inputs have their final answer.
     - `keys`: for beam sampling, the key of each input.
@@ -101,12 +102,18 @@ class BeamSearch(AbstractStrategy):
         running = going_on.select(jax.lax.top_k(going_on.scores, progress.num_rows)[1])
         finished, is_finished = self._finish(candidates, is_end, progress)
         settled = _settle(running, finished, is_finished, progress)
+        is_lost = jnp.any(jnp.isnan(running.scores), axis=1) & ~self.is_settled
+        finished = eqx.tree_at(
+            lambda rows: rows.scores,
+            finished,
+            jnp.where(is_lost[:, None], jnp.nan, finished.scores),
+        )
         search = BeamSearch(
             running_scores=running.scores,
             running_log_probs=running.log_probs,
             finished=finished,
             is_finished=is_finished,
-            is_settled=self.is_settled | settled | jnp.all(is_end, axis=1),
+            is_settled=self.is_settled | is_lost | settled | jnp.all(is_end, axis=1),
             keys=self.keys,
         )
         return search, progress.advance(running.input_ids, running.ancestors)
@@ -183,11 +190,16 @@ class BeamSearch(AbstractStrategy):
         offset = progress.num_rows * jnp.arange(batch)[:, None, None]
         input_ids = best.input_ids.reshape(-1, best.input_ids.shape[-1])
         lengths = progress.prompt_length + jnp.sum(ancestors >= 0, axis=-1).reshape(-1)
-        is_padding = (jnp.arange(input_ids.shape[1]) >= lengths[:, None]) | (input_ids < 0)
+        place = jnp.arange(input_ids.shape[1])
+        input_ids = jnp.where(place < lengths[:, None], input_ids, settings.pad_token_id)
+        is_lost = jnp.isnan(best.scores).reshape(-1, 1)
+        is_new = place >= progress.prompt_length
         log_probs = best.log_probs
         return Result(
-            jnp.where(is_padding, settings.pad_token_id, input_ids),
-            lengths,
+            progress.padded(jnp.where(is_lost & is_new, -1, input_ids)),
+            jnp.where(
+                is_lost[:, 0], progress.prompt_length + settings.max_new_tokens, lengths
+            ),
             ancestors,
             best.scores.reshape(-1),
             jnp.where(ancestors < 0, -1, ancestors + offset).reshape(-1, steps),

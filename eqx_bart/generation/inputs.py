@@ -126,7 +126,7 @@ def masked_states(
     attention_mask: Mask[ArrayLike, "batch source"] | None,
     name: str,
 ) -> tuple[Float[ArrayLike, "batch source d_model"], Bool[ArrayLike, "batch source"]]:
-    """An encoder's states and their mask; all of them by default.
+    """States, or embeddings, of the source and their mask; all of them by default.
 
     **Raises** `ValueError` if a row is masked completely; `name` is what the error calls
     the mask.

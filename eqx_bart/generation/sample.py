@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Key
 
+from ..nn.checks import unknown_if_nan
 from .state import AbstractStrategy, Progress, Result
 from .top_k import take, top_k
 
@@ -85,8 +86,8 @@ class Sampling(AbstractStrategy):
                 return jax.random.gumbel(key, scores.shape[-1:], scores.dtype)
 
             scores = scores + jax.vmap(jax.vmap(noise))(self.keys)
-        _, tokens = top_k(scores.reshape(-1, scores.shape[-1]), 1)
-        return tokens.reshape(scores.shape[:-1])
+        best, tokens = top_k(scores.reshape(-1, scores.shape[-1]), 1)
+        return unknown_if_nan(tokens, best).reshape(scores.shape[:-1])
 
     def is_done(self, progress: Progress) -> Bool[Array, ""]:
         return jnp.all(self._is_finished(progress))
@@ -98,7 +99,7 @@ class Sampling(AbstractStrategy):
         is_end = jnp.arange(steps) >= num_new[..., None]
         log_probs = self.log_probs
         return Result(
-            jnp.where(input_ids < 0, progress.settings.pad_token_id, input_ids),
+            progress.padded(input_ids),
             self.lengths.reshape(-1),
             jnp.where(is_end, -1, progress.ancestors),
             token_log_probs=(

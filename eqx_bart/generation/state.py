@@ -76,6 +76,15 @@ class Progress(eqx.Module):
         """The number of rows of each input."""
         return self.input_ids.shape[1]
 
+    def padded(
+        self, input_ids: Integer[Array, "rows max_length"]
+    ) -> Integer[Array, "rows max_length"]:
+        """Tokens of rows like these, with `pad_token_id` where the prompt is padded. After
+        the prompt, -1 is what has come of NaN."""
+        is_prompt = jnp.arange(input_ids.shape[-1]) < self.prompt_length
+        is_padding = is_prompt & (input_ids < 0)
+        return jnp.where(is_padding, self.settings.pad_token_id, input_ids)
+
     def advance(
         self,
         input_ids: Integer[Array, "batch rows max_length"],
@@ -206,13 +215,15 @@ class GenerationState(eqx.Module):
     def _process(
         self, scores: Float[Array, "batch rows vocab"]
     ) -> Float[Array, "batch rows vocab"]:
-        """The scores, changed by the processors."""
+        """The scores, changed by the processors. A row of NaN stays one, even where they
+        force a token."""
+        is_nan = jnp.isnan(scores[..., :1])
         input_ids = self.progress.input_ids
         input_ids = input_ids.reshape(-1, input_ids.shape[-1])
         flat = scores.reshape(-1, scores.shape[-1])
         for processor in self.processors:
             flat = processor(input_ids, flat, self.progress.length)
-        return flat.reshape(scores.shape)
+        return jnp.where(is_nan, jnp.nan, flat.reshape(scores.shape))
 
     def output(self) -> GenerationOutput:
         """What `generate` returns, once all rows have ended."""

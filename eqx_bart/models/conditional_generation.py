@@ -224,7 +224,9 @@ class BartForConditionalGeneration(
                     "generate takes inputs_embeds alone: without input_ids and "
                     "encoder_outputs."
                 )
-            mask = encoder_mask(inputs_embeds, attention_mask, "attention_mask")
+            inputs_embeds, mask = masked_states(
+                inputs_embeds, attention_mask, "attention_mask"
+            )
         source = jax.tree.leaves((encoder_outputs, input_ids, inputs_embeds))
         if not source:
             raise ValueError("generate needs input_ids or encoder_outputs.")

@@ -37,18 +37,30 @@ def test_positions_follow_one_another_unless_they_are_given(cache):
 
 
 def test_what_fits_exactly_is_taken_and_no_more(cache, config):
-    assert int(cache.check(config, 2, 3).length) == 2
+    def embeds(rows, tokens):
+        return jnp.ones((rows, tokens, 24))
+
+    assert np.array_equal(cache.checked(config, embeds(2, 3)), embeds(2, 3))
     empty = BartCache(config, 2, 5, ())
-    assert int(empty.check(config, 2, 5).length) == 0
+    assert np.array_equal(empty.checked(config, embeds(2, 5)), embeds(2, 5))
     other = dataclasses.replace(config, d_model=48)
     for wrong, message in (
-        ((config, 2, 4), "room for max_length=5 tokens: 4 more do not fit after those"),
-        ((config, 2, 6), "room for max_length=5 tokens: 6 more do not fit even when it is"),
-        ((config, 3, 1), "holds a batch of 2 rows and was given decoder_input_ids for 3"),
-        ((other, 2, 1), "belongs to a model with another config"),
+        (
+            (config, embeds(2, 4)),
+            "room for max_length=5 tokens: 4 more do not fit after those",
+        ),
+        (
+            (config, embeds(2, 6)),
+            "room for max_length=5 tokens: 6 more do not fit even when it is",
+        ),
+        (
+            (config, embeds(3, 1)),
+            "holds a batch of 2 rows and was given decoder_input_ids for 3",
+        ),
+        ((other, embeds(2, 1)), "belongs to a model with another config"),
     ):
         with pytest.raises(ValueError, match=message):
-            cache.check(*wrong)
+            cache.checked(*wrong)
 
 
 def test_a_cache_has_as_many_slots_as_the_model_has_positions():

@@ -153,6 +153,42 @@ def test_a_wrong_token_stays_in_the_cache(model, cache):
     assert np.isnan(out.logits[1]).all()
 
 
+@pytest.mark.parametrize(
+    "settings",
+    with_slow(
+        {"do_sample": True, "top_k": 5, "forced_eos_token_id": 2},
+        {"num_beams": 2, "num_return_sequences": 2, "no_repeat_ngram_size": 2},
+        slow=[{}, {"num_beams": 3, "do_sample": True, "early_stopping": "never"}],
+    ),
+    ids=str,
+)
+def test_a_wrong_value_generates_no_tokens(settings, model):
+    """Not even those that a processor would force or a warper would leave."""
+    settings = {"max_new_tokens": 4, "min_new_tokens": 2, **settings}
+    answers = settings.get("num_return_sequences", 1)
+    mask = np.ones((2, 4), int)
+
+    @eqx.filter_jit
+    def generate(ids, mask, prompt):
+        key = jax.random.key(0)
+        return model.generate(ids, mask, decoder_input_ids=prompt, key=key, **settings)
+
+    with eb.checks("nan"):
+        expected = generate(IDS, jnp.asarray(mask), jnp.asarray(IDS)).sequences
+        assert np.all(expected >= 0)
+        for wrong in (
+            (changed((1, 2), 41), mask, IDS),
+            (IDS, changed(1, 0, mask), IDS),
+            (IDS, mask, changed((1, 0), -1)),
+        ):
+            out = generate(*map(jnp.asarray, wrong))
+            assert np.array_equal(out.sequences[:answers], expected[:answers])
+            assert np.all(out.sequences[answers:, 4:] == -1)
+            assert np.all(out.lengths[answers:] == 8)
+            if out.sequences_scores is not None:
+                assert np.isnan(out.sequences_scores[answers:]).all()
+
+
 def test_a_classifier_without_one_place_to_read(config, getkey):
     model = eqx.nn.inference_mode(eb.BartForSequenceClassification(config, key=getkey()))
 
