@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from .call import LoopSettings
-from .logits_process import LogitsProcessor
+from .logits_process import InfNanRemoveLogitsProcessor, LogitsProcessor
 from .output import GenerationOutput
 from .slots import AbstractSlots, CrossAttentions, Decode
 
@@ -216,8 +216,10 @@ class GenerationState(eqx.Module):
         self, scores: Float[Array, "batch rows vocab"]
     ) -> Float[Array, "batch rows vocab"]:
         """The scores, changed by the processors. A row of NaN stays one, even where they
-        force a token."""
+        force a token, unless one of them is there to remove NaN."""
         is_nan = jnp.isnan(scores[..., :1])
+        if any(isinstance(p, InfNanRemoveLogitsProcessor) for p in self.processors):
+            is_nan = jnp.zeros_like(is_nan)
         input_ids = self.progress.input_ids
         input_ids = input_ids.reshape(-1, input_ids.shape[-1])
         flat = scores.reshape(-1, scores.shape[-1])

@@ -48,19 +48,19 @@ def structures(count):
         yield strategy, sorted(names)
 
 
-def requests(count, kinds=100):
+def requests(count, kinds=30):
     """Requests as a server gets them, a few kinds more often than the others."""
     rng, kinds = np.random.default_rng(1), list(structures(kinds))
     share = 1 / np.arange(1, len(kinds) + 1) ** 1.5
     for i in range(count):
         strategy, names = kinds[rng.choice(len(kinds), p=share / share.sum())]
-        shape = rng.integers(1, 4), rng.integers(3, 20)
+        shape = rng.integers(1, 3), rng.integers(3, 17)
         yield {
             "ids": rng.integers(4, 30, shape).tolist(),
             "seed": i,
             "settings": strategy
             | {name: NUMBERS[name](rng) for name in names}
-            | {"max_new_tokens": int(rng.integers(5, 30))},
+            | {"max_new_tokens": int(rng.integers(5, 25))},
         }
 
 

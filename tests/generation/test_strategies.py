@@ -295,6 +295,20 @@ def test_a_processor_of_ones_own(models, settings):
     assert np.all(np.asarray(output.sequences)[:, 3] == 7)
 
 
+def test_invalid_scores_are_removed_on_request(models):
+    _, ours, _ = models
+    broken = eqx.tree_at(
+        lambda m: m.final_logits_bias,
+        ours,
+        eb.nn.Buffer(jnp.full((1, 30), jnp.nan)),
+    )
+    ids, call = np.array([[5, 6, 7]]), {"max_new_tokens": 3, "min_new_tokens": 3}
+    assert broken.generate(ids, **call).sequences[0, 1] == -1
+    kept = broken.generate(ids, remove_invalid_values=True, output_scores=True, **call)
+    assert np.all(np.asarray(kept.sequences) >= 0)
+    assert not np.any(np.isnan(kept.scores))
+
+
 @pytest.mark.parametrize("beams", [1, 2])
 def test_constrained_to_a_set_of_sequences(models, beams):
     theirs, ours, rng = models
