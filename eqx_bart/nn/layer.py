@@ -191,11 +191,12 @@ def cross_attend(
     if key_values is None:
         key_values = attention.key_values(source.hidden_states, source.positions)
     rows, new, d_model = hidden_states.shape
-    batch, positions = rows // source.num_rows, context.positions
+    batch, queries = rows // source.num_rows, source.num_rows * new
+    positions = context.positions
     if source.num_rows > 1:
-        positions = jnp.broadcast_to(positions, (rows, new)).reshape(batch, -1)
+        positions = jnp.broadcast_to(positions, (rows, new)).reshape(batch, queries)
     attended, weights = attention(
-        hidden_states.reshape(batch, -1, d_model),
+        hidden_states.reshape(batch, queries, d_model),
         positions,
         key_values,
         source.positions,
@@ -204,7 +205,8 @@ def cross_attend(
     )
     if weights is not None:
         heads, length = weights.shape[1::2]
-        weights = weights.reshape(batch, heads, -1, new, length).swapaxes(1, 2)
+        weights = weights.reshape(batch, heads, source.num_rows, new, length)
+        weights = weights.swapaxes(1, 2)
         weights = weights.reshape(rows, heads, new, length)
     return attended.reshape(hidden_states.shape), weights
 
