@@ -305,6 +305,7 @@ def report(timings: list[Timing]) -> list[dict[str, Any]]:
             **dataclasses.asdict(timing.case),
             "new_tokens": NEW_TOKENS,
             "engine": timing.engine,
+            "jax": jax.__version__ if timing.engine.startswith(OURS) else None,
             "dtype": "bfloat16" if timing.engine == BFLOAT16 else "float32",
             "seconds": timing.seconds,
             "tokens_per_second_median": timing.rate(),
@@ -326,6 +327,7 @@ def add_rows(table: Table, case: Case, records: list[dict[str, Any]]) -> None:
         compile_seconds = record["compile_seconds"]
         table.add_row(
             f"  {record['engine']}",
+            record["jax"] or "",
             f"{record['tokens_per_second_median']:.1f}",
             f"{record['tokens_per_second_min']:.1f}",
             f"{record['ratio_to_hf']:.2f}" if is_ours else "",
@@ -345,7 +347,7 @@ def new_table(rounds: int) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("case", no_wrap=True)
-    for name in ("median", "min", "ours/HF", "ours/CT2", "compile", "as HF"):
+    for name in ("jax", "median", "min", "ours/HF", "ours/CT2", "compile", "as HF"):
         table.add_column(name, justify="right")
     return table
 

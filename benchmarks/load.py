@@ -11,6 +11,7 @@ libraries take included; beside it, what was resident before the load.
 """
 
 import argparse
+import importlib.metadata
 import json
 import statistics
 import subprocess
@@ -121,7 +122,7 @@ def report(size: str, figures: dict[Any, list[dict[str, float]]], nbytes: int) -
     """The table: medians of seconds, and the largest peak."""
     table = Table(title=f"from_pretrained, BART-{size}", box=box.SIMPLE_HEAD)
     table.add_column("engine, format, dtype", no_wrap=True)
-    for name in ("seconds", "min", "ours/HF", "peak/file", "before/file"):
+    for name in ("jax", "seconds", "min", "ours/HF", "peak/file", "before/file"):
         table.add_column(name, justify="right")
     for case, runs in figures.items():
         seconds = statistics.median(run["seconds"] for run in runs)
@@ -129,6 +130,7 @@ def report(size: str, figures: dict[Any, list[dict[str, float]]], nbytes: int) -
         ratio = seconds / statistics.median(run["seconds"] for run in theirs)
         table.add_row(
             ", ".join(case),
+            importlib.metadata.version("jax") if case[0] == "ours" else "",
             f"{seconds:.2f}",
             f"{min(run['seconds'] for run in runs):.2f}",
             f"{ratio:.2f}" if case[0] == "ours" else "",

@@ -18,6 +18,7 @@ it is made there if it is not there.
 
 import argparse
 import importlib
+import importlib.metadata
 import json
 import os
 import statistics
@@ -184,11 +185,13 @@ def peak() -> int:
 def child(engine: str) -> None:
     """Takes a step for each line of standard input, and prints the figures."""
     step = ENGINES[engine]()
+    version = "" if "PyTorch" in engine else importlib.metadata.version("jax")
     for _ in sys.stdin:
         start = time.perf_counter()
         loss = step()
         seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": seconds, "loss": loss, "peak": peak()}), flush=True)
+        figures = {"seconds": seconds, "loss": loss, "peak": peak(), "jax": version}
+        print(json.dumps(figures), flush=True)
 
 
 def start(engine: str, python: str, threads: int) -> subprocess.Popen[str]:
@@ -208,7 +211,7 @@ def start(engine: str, python: str, threads: int) -> subprocess.Popen[str]:
     )
 
 
-def take(engine: str, process: subprocess.Popen[str]) -> dict[str, float]:
+def take(engine: str, process: subprocess.Popen[str]) -> dict[str, Any]:
     """The figures of a step of this engine, which the process runs."""
     assert process.stdin is not None
     assert process.stdout is not None
@@ -232,7 +235,7 @@ def flax_python(directory: Path) -> str:
     return str(python)
 
 
-def report(figures: dict[str, list[dict[str, float]]]) -> None:
+def report(figures: dict[str, list[dict[str, Any]]]) -> None:
     """Prints the table; ratios are to the faster of HF's two in float32, and to the one
     of the two that takes less memory."""
     from rich import box
@@ -251,11 +254,12 @@ def report(figures: dict[str, list[dict[str, float]]]) -> None:
     title = f"A training step, BART-base, {BATCH} x ({SOURCE} + {TARGET}) tokens"
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("engine", no_wrap=True)
-    for name in ("tokens/s", "to HF", "peak, GB", "to HF", "first loss"):
+    for name in ("jax", "tokens/s", "to HF", "peak, GB", "to HF", "first loss"):
         table.add_column(name, justify="right")
     for engine, runs in figures.items():
         table.add_row(
             engine,
+            runs[0]["jax"],
             f"{rates[engine]:.0f}",
             f"{rates[engine] / fastest:.2f}",
             f"{peaks[engine]:.2f}",
@@ -286,7 +290,7 @@ def main() -> None:
             python = flax_python(args.flax) if engine == "HF Flax" else sys.executable
             processes[engine] = start(engine, python, args.threads)
             take(engine, processes[engine])  # compiles
-    figures: dict[str, list[dict[str, float]]] = {engine: [] for engine in processes}
+    figures: dict[str, list[dict[str, Any]]] = {engine: [] for engine in processes}
     for _ in range(args.rounds + 1):
         for engine, process in processes.items():
             figures[engine].append(take(engine, process))

@@ -5,6 +5,7 @@ PyTorch stores.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,14 +25,14 @@ def dot_transposed(
 
     XLA's CPU backend copies the right operand of a product into blocks first. For a few
     rows that takes longer than the product, so the weight goes on the left. The barrier
-    keeps XLA from swapping them back.
+    keeps XLA from swapping them back. In half precision a product over both last axes is
+    fast.
     """
-    rows = x.shape[-2]
-    if rows == 1:
+    if _is_half(x, weight):
+        return _half_dot_transposed(x, weight)
+    if x.shape[-2] > _FEW_ROWS:
         return matmul(x, weight.mT)
-    if rows > _FEW_ROWS:
-        return matmul(x, _transposed(weight))
-    return jax.lax.optimization_barrier(matmul(weight, _transposed(x))).mT
+    return jax.lax.optimization_barrier(matmul(weight, x.mT)).mT
 
 
 def matmul(
@@ -39,8 +40,12 @@ def matmul(
     y: Float[Array, "inner columns"] | Float[Array, "*batch inner columns"],
 ) -> Float[Array, "*rows columns"]:
     """`x @ y` in float32 or better; `y` is one matrix, or one for each matrix of `x`."""
-    is_half = x.dtype == y.dtype != at_least_float32(x)
-    return (_half_matmul if is_half else _full_matmul)(x, y)
+    return (_half_matmul if _is_half(x, y) else _full_matmul)(x, y)
+
+
+def _is_half(x: Array, y: Array) -> bool:
+    """Whether a product is one in half precision."""
+    return bool(x.dtype == y.dtype != at_least_float32(x))
 
 
 @jax.custom_jvp
@@ -88,11 +93,11 @@ def _product_by_columns(x: Array, y: Array) -> Array:
 def _half_matmul(x: Array, y: Array) -> Array:
     """`matmul` in half precision, whose gradients are products in half precision too.
     JAX's own rule makes them float32, and twice as slow."""
-    return _product(x, y)
+    return _with_rows(_product, x, y)
 
 
 def _half_matmul_forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _product(x, y), (x, y)
+    return _with_rows(_product, x, y), (x, y)
 
 
 def _half_matmul_backward(
@@ -100,17 +105,53 @@ def _half_matmul_backward(
 ) -> tuple[Array, Array]:
     x, y = operands
     cotangent = cotangent.astype(x.dtype)
-    dx = _product(cotangent, _transposed(y))
-    if y.ndim > 2:
-        dy = _product(_transposed(x), cotangent)
-    else:
-        dy = jax.lax.platform_dependent(
-            x, cotangent, cpu=_sum_of_rows, default=_sum_of_matrices
-        )
-    return dx.astype(x.dtype), dy.astype(y.dtype)
+    dx = _product_transposed(cotangent, y)
+    return dx.astype(x.dtype), _half_gradient(x, cotangent, y.ndim).astype(y.dtype)
 
 
 _half_matmul.defvjp(_half_matmul_forward, _half_matmul_backward)
+
+
+@jax.custom_vjp
+def _half_dot_transposed(x: Array, y: Array) -> Array:
+    """`dot_transposed` in half precision, with gradients as `_half_matmul` has them."""
+    return _with_rows(_product_transposed, x, y)
+
+
+def _half_dot_transposed_forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _with_rows(_product_transposed, x, y), (x, y)
+
+
+def _half_dot_transposed_backward(
+    operands: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    x, y = operands
+    cotangent = cotangent.astype(x.dtype)
+    dx = _product(cotangent, y)
+    return dx.astype(x.dtype), _half_gradient(cotangent, x, y.ndim).astype(y.dtype)
+
+
+_half_dot_transposed.defvjp(_half_dot_transposed_forward, _half_dot_transposed_backward)
+
+
+def _half_gradient(x: Array, y: Array, ndim: int) -> Array:
+    """`x.mT @ y` in half precision: matrix by matrix, or their sum if `ndim` is 2."""
+    if ndim > 2:
+        return _product(_transposed(x), y)
+    return jax.lax.platform_dependent(x, y, cpu=_sum_of_rows, default=_sum_of_matrices)
+
+
+def _with_rows(product: Callable[[Array, Array], Array], x: Array, y: Array) -> Array:
+    """A product with one matrix, or matrix by matrix. XLA's CPU backend has no fast product
+    of one row in bfloat16, but one of two rows."""
+    if y.ndim > 2 or x.size != x.shape[-1] or x.dtype != jnp.bfloat16:
+        return product(x, y)
+
+    def of_two(x: Array, y: Array) -> Array:
+        one = x.reshape(1, x.shape[-1])
+        return product(jnp.pad(one, ((0, 1), (0, 0))), y)[:1].reshape(*x.shape[:-1], -1)
+
+    return jax.lax.platform_dependent(x, y, cpu=of_two, default=product)
 
 
 def _sum_of_rows(x: Array, y: Array) -> Array:
@@ -122,6 +163,18 @@ def _sum_of_matrices(x: Array, y: Array) -> Array:
     """`_sum_of_rows` for arrays that are spread over devices along any axis."""
     axes = list(range(x.ndim - 1))
     return jnp.tensordot(x, y, (axes, axes), preferred_element_type=at_least_float32(x, y))
+
+
+def _product_transposed(x: Array, y: Array) -> Array:
+    """`x @ y.T`, or matrix by matrix. On CPUs a product of one row is faster with a
+    transpose, and all others are without."""
+    if x.shape[-2:-1] == (1,):
+        return _product(x, y.mT)
+    batch = tuple(range(y.ndim - 2))
+    dimensions = ((x.ndim - 1,), (y.ndim - 1,)), (batch, batch)
+    return jax.lax.dot_general(
+        x, y, dimensions, preferred_element_type=at_least_float32(x, y)
+    )
 
 
 def _product(x: Array, y: Array) -> Array:

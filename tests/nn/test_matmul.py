@@ -11,30 +11,45 @@ from eqx_bart.nn.matmul import (
     _product_by_columns,
     _sum_of_matrices,
     _sum_of_rows,
+    dot_transposed,
     matmul,
 )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(
-    ("left", "right"),
-    [((48, 7), (7, 5)), ((2, 3, 9, 8), (2, 3, 8, 1)), ((2, 16, 3), (3, 6)), ((4,), (4, 2))],
+    ("product", "left", "right"),
+    [
+        (matmul, (48, 7), (7, 5)),
+        (matmul, (2, 3, 9, 8), (2, 3, 8, 1)),
+        (matmul, (2, 16, 3), (3, 6)),
+        (matmul, (4,), (4, 2)),
+        (matmul, (1, 1, 9), (9, 4)),
+        (dot_transposed, (1, 9), (9, 4)),
+        (dot_transposed, (48, 7), (7, 5)),
+        (dot_transposed, (2, 3, 1, 8), (2, 3, 8, 5)),
+        (dot_transposed, (2, 3, 40, 8), (2, 3, 8, 1)),
+    ],
 )
-def test_products_in_half_precision(left, right, dtype, getkey):
+def test_products_in_half_precision(product, left, right, dtype, getkey):
     shapes = left, right, (*left[:-1], right[-1])
     x, y, weights = (jax.random.normal(getkey(), shape).astype(dtype) for shape in shapes)
     exact = [torch.from_numpy(np.asarray(a, np.float64)) for a in (x, y, weights)]
+    if product is dot_transposed:
+        y = y.mT
 
     def loss(x, y):
-        return jnp.sum(matmul(x, y) * weights)
+        return jnp.sum(product(x, y) * weights)
 
-    product = jax.jit(matmul)(x, y)
-    assert product.dtype == jnp.float32
-    assert np.allclose(product, exact[0] @ exact[1], rtol=1e-6, atol=1e-6)
+    found = jax.jit(product)(x, y)
+    assert found.dtype == jnp.float32
+    assert np.allclose(found, exact[0] @ exact[1], rtol=1e-6, atol=1e-6)
     operands = [a.requires_grad_() for a in exact[:2]]
     expected = torch.autograd.grad((operands[0] @ operands[1] * exact[2]).sum(), operands)
     grads = jax.jit(jax.grad(loss, (0, 1)))(x, y)
     rounding = float(jnp.finfo(dtype).eps)
+    if product is dot_transposed:
+        expected = expected[0], expected[1].mT
     for ours, theirs in zip(grads, expected, strict=True):
         assert ours.dtype == x.dtype
         assert np.allclose(ours, theirs, rtol=rounding, atol=1e-6)
@@ -74,3 +89,14 @@ def test_sums_of_products_are_the_same_for_every_platform(shape, getkey):
     matrix = y.reshape(-1, 4)[:3]
     for left, right in ((x, matrix), (y, matrix.T)):
         assert np.allclose(_product_by_columns(left, right), matmul(left, right), rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 32, 33])
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+def test_products_with_a_transpose_have_derivatives_of_either_mode(batch, rows, getkey):
+    with jax.enable_x64(True):
+        x = jax.random.normal(getkey(), (*batch, rows, 6), "float64")
+        weight = jax.random.normal(getkey(), (*batch, 5, 6), "float64")
+        found = jax.jit(dot_transposed)(x, weight)
+        assert np.allclose(found, np.asarray(x) @ np.asarray(weight.mT), rtol=1e-12)
+        check_grads(jax.jit(dot_transposed), (x, weight), order=2)
