@@ -68,7 +68,8 @@ def seconds(run: Callable[[], Any]) -> float:
 def temporaries(model: Any, ids: np.ndarray, asked: dict[str, Any]) -> float:
     """Megabytes of temporaries of a step."""
     state = model.init_generation(ids, key=jax.random.key(0), **asked)
-    compiled: Any = eqx.filter_jit(model.step).lower(state).compile()
+    step: Any = eqx.filter_jit(model.step)
+    compiled = step.lower(state).compile()
     analysis = getattr(compiled, "compiled", compiled).memory_analysis()
     return analysis.temp_size_in_bytes / 2**20
 
