@@ -1,8 +1,8 @@
 """Checks on values, and what becomes of one that fails inside `jit`.
 
 Outside `jit` values are known, and what is wrong raises before anything runs. Inside, only
-the running program knows. An error is then a host callback: JAX neither keeps a program
-with callbacks in its persistent cache nor exports it, and if one device stops, the others
+the running program knows. An error is then a host callback: JAX exports no program with
+callbacks, JAX 0.10 keeps none in its persistent cache, and if one device stops, the others
 wait for it. NaN needs nothing of the kind.
 """
 
@@ -54,9 +54,9 @@ def checks(on_error: str) -> Generator[None]:
     **Arguments:**
 
     - `on_error`: `"raise"` raises `RuntimeError` when the program runs, which is then not
-        kept in JAX's persistent cache, and cannot be exported; the default where there is
-        one device. `"nan"` makes whatever a wrong value reaches NaN, and a generated token
-        -1; the default where there are more. `"off"` checks nothing.
+        kept in the persistent cache of JAX 0.10, and cannot be exported; the default where
+        there is one device. `"nan"` makes whatever a wrong value reaches NaN, and a
+        generated token -1; the default where there are more. `"off"` checks nothing.
 
     **Raises** `ValueError` if `on_error` is none of these.
     """

@@ -295,7 +295,9 @@ def test_programs_without_callbacks_are_kept(persistent_cache, model):
         with eb.checks(setting):
             jax.jit(encode_named)(arrays, jnp.asarray(IDS))
         kept[setting] = len([*persistent_cache.glob("jit_encode_named*-cache")])
-    assert kept == {"raise": 0, "nan": 1, "off": 2}
+    # JAX 0.12 keeps programs with callbacks as well, and 0.10 does not.
+    assert kept["nan"] == kept["raise"] + 1
+    assert kept["off"] == kept["raise"] + 2
 
 
 CHILD = pathlib.Path(__file__).with_name("on_devices.py")
