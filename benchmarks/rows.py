@@ -9,6 +9,7 @@ and make NEW_TOKENS tokens a row. The temporaries are those of one compiled step
 """
 
 import argparse
+import functools
 import statistics
 import tempfile
 import time
@@ -65,6 +66,12 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def generate(model: Any, ids: np.ndarray, asked: dict[str, Any]) -> None:
+    """Runs ours to its end."""
+    output = model.generate(ids, key=jax.random.key(0), **asked)
+    output.sequences.block_until_ready()
+
+
 def temporaries(model: Any, ids: np.ndarray, asked: dict[str, Any]) -> float:
     """Megabytes of temporaries of a step."""
     state = model.init_generation(ids, key=jax.random.key(0), **asked)
@@ -91,14 +98,8 @@ def main() -> None:
         for kind in ("samples", "beams"):
             for rows in (n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n <= args.most):
                 asked = settings(kind, rows)
-
-                def run_ours(asked: dict[str, Any] = asked) -> None:
-                    output = ours.generate(ids, key=jax.random.key(0), **asked)
-                    output.sequences.block_until_ready()
-
-                def run_hf(asked: dict[str, Any] = asked) -> None:
-                    with torch.no_grad():
-                        theirs.generate(tensor, **asked)
+                run_ours = functools.partial(generate, ours, ids, asked)
+                run_hf = functools.partial(theirs.generate, tensor, **asked)
 
                 run_ours()
                 times = [(seconds(run_ours), seconds(run_hf)) for _ in range(args.rounds)]

@@ -127,16 +127,10 @@ def settings_of(cls: Any) -> Mapping[str, Setting]:
     return {f.name: f.metadata[Setting] for f in fields if Setting in f.metadata}
 
 
-def check_settings(config: Any) -> None:
-    """**Raises** `ValueError` if a setting of a config has a value that it may not have."""
-    for name, declared in settings_of(type(config)).items():
-        check_setting(config, name, declared)
-
-
 def check_setting(config: Any, name: str, declared: Setting, origin: str = "") -> None:
-    """Checks one setting; `origin` says where its value is from.
+    """Checks a setting of a config; `origin` says where its value is from.
 
-    **Raises** as `check_settings` does.
+    **Raises** `ValueError` if it has a value that it may not have.
     """
     value, kind = getattr(config, name), declared.kind
     if value is not None and not kind.is_valid(value):

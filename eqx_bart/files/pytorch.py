@@ -79,9 +79,9 @@ def _read(file: Path, reader: _Reader) -> dict[str, StoredTensor]:
         raise ValueError(f"it holds no dict of tensors, but a {type(state).__name__}")
     tensors: dict[str, StoredTensor] = {}
     for name, tensor in _weights(state).items():
+        if not isinstance(name, str):
+            raise ValueError(f"{name}: it is no name, but an integer")
         try:
-            if not isinstance(name, str):
-                raise ValueError("it is no name, but an integer")  # noqa: TRY301
             tensors[name] = _stored(file, tensor, offsets)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error

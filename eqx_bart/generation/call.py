@@ -29,9 +29,9 @@ class LoopSettings(eqx.Module):
     - `penalties`: what scores are divided by after each number of new tokens, from 1 on:
         that number to the power `length_penalty`.
     - `num_rows`: how many beams or samples of each input there are.
-    - `do_sample`, `num_return_sequences`, `early_stopping`, `output_scores`,
-        `output_logits`, `output_token_log_probs`, `output_attentions`: as in
-        `GenerationConfig`.
+    - `is_beam_search`: whether they are beams.
+    - `num_return_sequences`, `early_stopping`, `output_scores`, `output_logits`,
+        `output_token_log_probs`, `output_attentions`: as in `GenerationConfig`.
     """
 
     max_new_tokens: Integer[ArrayLike, ""]
@@ -41,7 +41,6 @@ class LoopSettings(eqx.Module):
     penalties: Float[ArrayLike, " steps"]
     num_rows: int = eqx.field(static=True)
     is_beam_search: bool = eqx.field(static=True)
-    do_sample: bool = eqx.field(static=True)
     num_return_sequences: int = eqx.field(static=True)
     early_stopping: bool | str = eqx.field(static=True)
     output_scores: bool = eqx.field(static=True)
@@ -59,7 +58,6 @@ class LoopSettings(eqx.Module):
         self.penalties = lengths**config.length_penalty
         self.is_beam_search = config.num_beams > 1
         self.num_rows = max(config.num_beams, config.num_return_sequences)
-        self.do_sample = config.do_sample
         self.num_return_sequences = config.num_return_sequences
         self.early_stopping = config.early_stopping
         self.output_scores = config.output_scores
@@ -118,9 +116,9 @@ class GenerationCall(eqx.Module):
         return self._loop_inputs(self.inputs.bucketed(limit), steps)
 
     def _loop_inputs(self, inputs: GenerationInputs, num_steps: int) -> LoopInputs:
-        batch_size = len(self.inputs.prompt), len(inputs.prompt)
-        custom = [p.for_batch(*batch_size) for p in self.processors]
-        prompt_length = inputs.prompt.shape[1]
+        padded_size, prompt_length = inputs.prompt.shape
+        batch_size = len(self.inputs.prompt)
+        custom = [p.for_batch(batch_size, padded_size) for p in self.processors]
         return LoopInputs(
             inputs,
             LoopSettings(self.config, num_steps),

@@ -76,13 +76,14 @@ class GenerationInputs(eqx.Module):
         )
 
 
-def _power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length()
+def power_of_two(size: int) -> int:
+    """The next power of two that is no less; 1 for none."""
+    return 1 << (max(size, 1) - 1).bit_length()
 
 
 def _pad(x: np.ndarray, value: int, limit: int, *, left: bool) -> np.ndarray:
     length = x.shape[1]
-    usual = min(_power_of_two(max(length, _SMALLEST_LENGTH)), limit)
+    usual = min(power_of_two(max(length, _SMALLEST_LENGTH)), limit)
     missing = max(usual - length, 0)
     widths = [(0, 0), (missing, 0) if left else (0, missing), *[(0, 0)] * (x.ndim - 2)]
     return _pad_rows(np.pad(x, widths, constant_values=value))
@@ -91,7 +92,7 @@ def _pad(x: np.ndarray, value: int, limit: int, *, left: bool) -> np.ndarray:
 def _pad_rows(x: np.ndarray) -> np.ndarray:
     """`x`, with its last row repeated up to a power of two; no rows become one of zeros."""
     last = x[-1:] if len(x) else np.zeros_like(x, shape=(1, *x.shape[1:]))
-    size = _power_of_two(max(len(x), 1))
+    size = power_of_two(len(x))
     return np.concatenate([x, np.repeat(last, size - len(x), axis=0)])
 
 

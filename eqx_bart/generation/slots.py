@@ -25,6 +25,33 @@ Decode = Callable[
 ]
 
 
+class Newest(eqx.Module):
+    """The newest token of each row, and what it comes after.
+
+    **Fields:**
+
+    - `tokens`, `positions`: the tokens and their positions.
+    - `prompt`: which slots of the prompt are not padding.
+    - `ancestors`: for each row and each step before this one, the row whose token of that
+        step it continues.
+    - `step`: how many tokens have been generated.
+    """
+
+    tokens: Integer[Array, "batch rows"]
+    positions: Integer[Array, "batch rows"]
+    prompt: Bool[Array, "batch past"]
+    ancestors: Integer[Array, "batch rows steps"]
+    step: Integer[Array, ""]
+
+    def mask(
+        self, is_own: Bool[Array, "batch rows slots"]
+    ) -> Bool[Array, "batch rows slots2"]:
+        """The slots that each row attends to: the prompt, and its own among those after."""
+        shape = (*self.tokens.shape, self.prompt.shape[1])
+        prompt = jnp.broadcast_to(self.prompt[:, None], shape)
+        return jnp.concatenate([prompt, is_own], axis=-1)
+
+
 class AbstractSlots(eqx.Module):
     """A cache, and which of its slots are whose.
 
@@ -38,11 +65,7 @@ class AbstractSlots(eqx.Module):
     def decode(
         self,
         decode: Decode,
-        newest: Integer[Array, "batch rows"],
-        positions: Integer[Array, "batch rows"],
-        prompt: Bool[Array, "batch past"],
-        ancestors: Integer[Array, "batch rows steps"],
-        step: Integer[Array, ""],
+        newest: Newest,
         *,
         output_attentions: bool,
     ) -> tuple[Float[Array, "batch rows vocab"], CrossAttentions | None, "AbstractSlots"]:
@@ -51,11 +74,7 @@ class AbstractSlots(eqx.Module):
         **Arguments:**
 
         - `decode`: of the model.
-        - `newest`, `positions`: the tokens and their positions.
-        - `prompt`: which slots of the prompt are not padding.
-        - `ancestors`: for each row and each step before this one, the row whose token of
-            that step it continues.
-        - `step`: how many tokens have been generated.
+        - `newest`: the tokens, and what they come after.
         - `output_attentions`: whether to return cross-attentions.
 
         **Returns** the logits, the cross-attentions, and the slots with the newest tokens.
@@ -76,22 +95,17 @@ class SharedSlots(AbstractSlots):
     def decode(
         self,
         decode: Decode,
-        newest: Integer[Array, "batch rows"],
-        positions: Integer[Array, "batch rows"],
-        prompt: Bool[Array, "batch past"],
-        ancestors: Integer[Array, "batch rows steps"],
-        step: Integer[Array, ""],
+        newest: Newest,
         *,
         output_attentions: bool,
     ) -> tuple[Float[Array, "batch rows vocab"], CrossAttentions | None, "SharedSlots"]:
-        batch, rows, steps = ancestors.shape
+        batch, rows, steps = newest.ancestors.shape
         row, steps = jnp.arange(rows), jnp.arange(steps)
-        ancestors = jnp.where(steps == step, row[:, None], ancestors)
-        is_own = (ancestors[..., None] == row) & (steps <= step)[:, None]
-        past = jnp.broadcast_to(prompt[:, None], (batch, rows, prompt.shape[1]))
-        mask = jnp.concatenate([past, is_own.reshape(batch, rows, -1)], axis=-1)
+        ancestors = jnp.where(steps == newest.step, row[:, None], newest.ancestors)
+        is_own = (ancestors[..., None] == row) & (steps <= newest.step)[:, None]
+        mask = newest.mask(is_own.reshape(batch, rows, -1))
         logits, attentions, cache = decode(
-            newest, self.cache, positions, mask[:, None], output_attentions
+            newest.tokens, self.cache, newest.positions, mask[:, None], output_attentions
         )
         return logits, attentions, SharedSlots(cache)
 
@@ -115,26 +129,18 @@ class OwnSlots(AbstractSlots):
     def decode(
         self,
         decode: Decode,
-        newest: Integer[Array, "batch rows"],
-        positions: Integer[Array, "batch rows"],
-        prompt: Bool[Array, "batch past"],
-        ancestors: Integer[Array, "batch rows steps"],
-        step: Integer[Array, ""],
+        newest: Newest,
         *,
         output_attentions: bool,
     ) -> tuple[Float[Array, "batch rows vocab"], CrossAttentions | None, "OwnSlots"]:
-        batch, rows, steps = ancestors.shape
-        cache = self.cache
-        if self.can_move:
-            cache = self._moved(ancestors, step)
-        past = jnp.broadcast_to(prompt[:, None], (batch, rows, prompt.shape[1]))
-        is_past = jnp.broadcast_to(jnp.arange(steps) <= step, (batch, rows, steps))
-        mask = jnp.concatenate([past, is_past], axis=-1)
+        batch, rows, steps = newest.ancestors.shape
+        cache = self._moved(newest) if self.can_move else self.cache
+        is_past = jnp.broadcast_to(jnp.arange(steps) <= newest.step, (batch, rows, steps))
         logits, attentions, cache = decode(
-            newest.reshape(-1, 1),
+            newest.tokens.reshape(-1, 1),
             cache,
-            positions.reshape(-1, 1),
-            mask.reshape(batch * rows, 1, 1, -1),
+            newest.positions.reshape(-1, 1),
+            newest.mask(is_past).reshape(batch * rows, 1, 1, -1),
             output_attentions,
         )
 
@@ -147,13 +153,13 @@ class OwnSlots(AbstractSlots):
             OwnSlots(cache, self.is_by_row, self.can_move),
         )
 
-    def _moved(
-        self, ancestors: Integer[Array, "batch rows steps"], step: Integer[Array, ""]
-    ) -> Any:
+    def _moved(self, newest: Newest) -> Any:
         """The cache, after each row has gone on from its ancestor in the last step."""
-        batch, rows, _ = ancestors.shape
-        last = jax.lax.dynamic_index_in_dim(ancestors, step - 1, 2, keepdims=False)
-        last = jnp.where(step > 0, last, jnp.arange(rows))
+        batch, rows, _ = newest.ancestors.shape
+        last = jax.lax.dynamic_index_in_dim(
+            newest.ancestors, newest.step - 1, 2, keepdims=False
+        )
+        last = jnp.where(newest.step > 0, last, jnp.arange(rows))
         index = (last + rows * jnp.arange(batch)[:, None]).reshape(-1)
         leaves, structure = jax.tree.flatten(self.cache)
         moved = [

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Integer
 from .call import LoopSettings
 from .logits_process import InfNanRemoveLogitsProcessor, LogitsProcessor
 from .output import GenerationOutput
-from .slots import AbstractSlots, CrossAttentions, Decode
+from .slots import AbstractSlots, CrossAttentions, Decode, Newest
 
 
 class Records(eqx.Module):
@@ -200,11 +200,13 @@ class GenerationState(eqx.Module):
         positions = progress.length - 1 - self.first[:, None]
         logits, cross_attentions, slots = self.slots.decode(
             decode,
-            newest,
-            jnp.broadcast_to(positions, newest.shape),
-            progress.input_ids[:, 0, : progress.prompt_length - 1] >= 0,
-            progress.ancestors,
-            progress.num_new,
+            Newest(
+                newest,
+                jnp.broadcast_to(positions, newest.shape),
+                progress.input_ids[:, 0, : progress.prompt_length - 1] >= 0,
+                progress.ancestors,
+                progress.num_new,
+            ),
             output_attentions=self.settings.output_attentions,
         )
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

@@ -40,6 +40,7 @@ def cache(model):
     return model.init_cache(model.encode(IDS), 6)
 
 
+# Lambdas, where JAX looks a function up by its hash: a module of arrays has none.
 TRANSFORMS = {
     "jit": lambda f: f,
     "vmap": lambda f: jax.vmap(lambda row: f(row[None])[0]),

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from ...config import as_id_tuple
 from ...nn.checks import ArrayLike
+from ..inputs import power_of_two
 
 
 Scores = Float[Array, "rows vocab"]
@@ -72,11 +73,6 @@ def padded(values: Iterable[Any], fill: Any, dtype: Any) -> np.ndarray:
     values = list(values)
     size = power_of_two(len(values))
     return np.asarray(values + [fill] * (size - len(values)), dtype)
-
-
-def power_of_two(size: int) -> int:
-    """The next power of two that is no less; 1 for none."""
-    return 1 << (max(size, 1) - 1).bit_length()
 
 
 def columns(token_ids: Integer[ArrayLike, "*ids"], scores: Scores) -> Array:

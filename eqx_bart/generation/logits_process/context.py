@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from ...nn.checks import ArrayLike
+from ..inputs import power_of_two
 from .base import (
     columns,
     LogitsProcessor,
     Number,
     number,
     padded,
-    power_of_two,
     Scores,
     Tokens,
 )

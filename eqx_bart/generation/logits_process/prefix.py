@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Integer
 
 from ...nn.checks import ArrayLike
-from .base import LogitsProcessor, padded, power_of_two, Scores, Tokens
+from ..inputs import power_of_two
+from .base import LogitsProcessor, padded, Scores, Tokens
 
 
 #: The token ids of each allowed answer.

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
+from ..inputs import power_of_two
 from ..top_k import top_k
-from .base import LogitsProcessor, Number, number, power_of_two, Scores, Tokens
+from .base import LogitsProcessor, Number, number, Scores, Tokens
 
 
 # `top_k` is 50 by default.
