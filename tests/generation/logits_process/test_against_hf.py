@@ -115,8 +115,8 @@ PROCESSORS = {
     "TopP": warper("TopPLogitsWarper", 0, 1),
     "MinP": warper("MinPLogitsWarper", 0, 1),
     "Typical": warper("TypicalLogitsWarper", 0.01, 0.99),
-    "Epsilon": warper("EpsilonLogitsWarper", 0.001, 0.4),
-    "Eta": warper("EtaLogitsWarper", 0.001, 0.4),
+    "Epsilon": warper("EpsilonLogitsWarper", 0.001, 0.9),
+    "Eta": warper("EtaLogitsWarper", 0.001, 0.9),
     "MinLength": at_length(
         "MinLengthLogitsProcessor", lambda _, at: at, lambda rng, _: ids(rng, 2)
     ),
@@ -172,3 +172,14 @@ def test_scores_are_those_of_hf(name):
             assert np.allclose(found[row], expected, rtol=1e-5, atol=1e-6), (seed, row)
             changed += not np.array_equal(expected, scores[row], equal_nan=True)
     assert changed >= ROWS
+
+
+def test_an_ngram_as_long_as_the_source():
+    for size, source in ((2, [[4, 5]]), (3, [[4, 4, 5]]), (1, [[5]])):
+        tokens, scores = np.array([[3, 4, 4, 0]]), np.zeros((1, VOCAB), np.float32)
+        theirs = hf.EncoderNoRepeatNGramLogitsProcessor(size, torch.tensor(source))
+        expected = theirs(torch.from_numpy(tokens[:, :3]), torch.from_numpy(scores)).numpy()
+        processor = ours.EncoderNoRepeatNGramLogitsProcessor(size, jnp.asarray(source))
+        found = processor(jnp.asarray(tokens), jnp.asarray(scores), jnp.asarray(3))
+        assert np.array_equal(found, expected)
+        assert np.flatnonzero(np.isneginf(expected)).tolist() == [5]
