@@ -11,6 +11,7 @@ import jax
 from .files.errors import CheckpointError
 from .files.hub import HubOptions, locate, split_options
 from .files.json_files import read_json, write_json
+from .hf_names import answer
 from .nn.activations import ACTIVATIONS
 from .settings import (
     as_id_tuple,
@@ -79,6 +80,8 @@ _EVERY_MODEL_READS = {
     "init_std": _DEVIATION,
     "scale_embedding": FLAG,
     "tie_word_embeddings": FLAG,
+    "output_attentions": FLAG,
+    "output_hidden_states": FLAG,
     "activation_function": _one_of(sorted(ACTIVATIONS), or_none=False),
     **{name: _IDS if name in _SEVERAL_IDS else _ID for name in _TOKEN_IDS},
 }
@@ -141,6 +144,8 @@ class BartConfig:
         the one in which they are stored. A model's arrays may since have another.
     - `id2label`: the names of the labels by their ids, or in the order of their ids;
         `LABEL_0`, ... unless given.
+    - `output_attentions`, `output_hidden_states`: whether models return these where a call
+        does not say.
     - `extra`: every other key of `config.json`, kept so that it can be written back.
         No model reads it.
 
@@ -178,6 +183,8 @@ class BartConfig:
     id2label: Mapping[int, str] = dataclasses.field(default=cast("Any", None), hash=False)
     problem_type: str | None = None
     dtype: str | None = None
+    output_attentions: bool = False
+    output_hidden_states: bool = False
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
@@ -364,10 +371,11 @@ def known_settings(
     known = fields | _OTHER_NAMES.keys() | {"label2id"}
     for name in overrides:
         if name not in known:
-            raise TypeError(
-                f"BartConfig has no setting {name!r}{nearest(name, known.union(others))}. "
-                "Settings of generate belong to generation_config."
+            hint = answer(name) or (
+                f"{nearest(name, known.union(others))}. Settings of generate belong to "
+                "generation_config."
             )
+            raise TypeError(f"BartConfig has no setting {name!r}{hint}")
         if (ours := _OTHER_NAMES.get(name)) in overrides:
             raise TypeError(f"{name} and {ours} are one setting: pass one of them.")
     return _with_our_names(overrides)

@@ -115,11 +115,11 @@ def _calls(
     ids: Integer[Array, "batch length"], sizes: Sequence[int]
 ) -> Iterator[tuple[Array, Array, Bool[Array, "batch 1 new length"]]]:
     """The tokens, positions and mask of each call, if the calls decode `sizes` tokens."""
-    start, slots = 0, jnp.arange(ids.shape[1])
+    start, slots = 0, jnp.arange(ids.shape[1], dtype=jnp.int32)
     for size in sizes:
         tokens = ids[:, start : start + size]
         positions = jnp.broadcast_to(slots[start : start + size], tokens.shape)
-        yield tokens, positions, (slots <= positions[..., None])[:, None]
+        yield tokens, positions, (slots[None, None] <= positions[..., None])[:, None]
         start += size
 
 
@@ -215,7 +215,7 @@ def _check_generate(
         log_probs = jax.nn.log_softmax(uncached(ids[:, :-1]).astype(jnp.float32))
         expected = jnp.take_along_axis(log_probs, ids[:, 1:, None], axis=-1)[..., 0]
         expected = expected[:, begin - 1 :]
-        is_new = jnp.arange(num_tokens) < lengths
+        is_new = jnp.arange(num_tokens, dtype=jnp.int32)[None] < lengths
         _compare(
             jnp.where(is_new, found[beam::num_beams], 0),
             jnp.where(is_new, expected, 0),

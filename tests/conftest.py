@@ -69,6 +69,13 @@ def few_programs():
 
 
 @pytest.fixture
+def strict_modes():
+    """JAX's own: no array is broadcast to more axes, or promoted, without being told."""
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
 def full_compilation(quick_compilation):
     """Compiles as users do."""
     jax.config.update("jax_disable_most_optimizations", False)

@@ -5,7 +5,6 @@ import json
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
@@ -86,7 +85,7 @@ def test_settings_by_name_go_before_those_of_the_config():
     }
     assert config.updated(None, {"max_length": 4}).max_new_tokens is None
     assert config.updated(None, {"temperature": 0.5}).temperature == 0.5
-    with pytest.raises(TypeError, match="no setting temprature"):
+    with pytest.raises(TypeError, match="setting 'temprature'; do you mean"):
         config.updated(None, {"temprature": 0.5})
 
 
@@ -198,7 +197,12 @@ def test_what_only_some_read_is_checked_by_them(reader, values, message, config,
             loaded.config, key=jax.random.key(0)
         ),
         "its loss": lambda: eb.classification_loss(
-            jnp.ones((1, 2)), np.array([1]), loaded.config
+            eqx.nn.inference_mode(
+                eb.BartForSequenceClassification(loaded.config, key=jax.random.key(0))
+            ),
+            np.array([[5, 6, 2]]),
+            None,
+            np.array([1]),
         ),
         "loading in its dtype": lambda: eb.BartModel.from_pretrained(tmp_path),
         "a smaller vocabulary": lambda: loaded.resize_token_embeddings(20),

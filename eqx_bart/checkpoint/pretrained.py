@@ -4,7 +4,7 @@ import abc
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TYPE_CHECKING, TypeVar
 
 import equinox as eqx
 import jax
@@ -17,12 +17,14 @@ from ..config import (
     LABEL_SETTINGS,
     MODEL_TYPE,
 )
+from ..explained import hash_of
 from ..files.errors import CheckpointError
 from ..files.formats import find_weights, Weights
 from ..files.hub import HubOptions, locate, split_options
 from ..files.json_files import read_json, write_json
 from ..files.tensors import StoredTensor
 from ..files.writing import num_bytes, replacing, write_weights
+from ..hf_names import answer
 from .architecture import differences, library_class, overrides, unstorable
 from .loading import load_weights, to_tensors
 from .names import is_label_head
@@ -49,11 +51,24 @@ class PretrainedModel(eqx.Module):
     """The base of all models: it has a config and weights, and is stored in a directory."""
 
     config: eqx.AbstractVar[BartConfig]
+    #: HF's attribute of this name.
+    main_input_name: ClassVar[str] = "input_ids"
     #: The arguments of `__init__`, besides the config, that `from_pretrained` takes too.
     _setting_names: ClassVar[frozenset[str]] = frozenset()
 
     @abc.abstractmethod
     def __init__(self, config: BartConfig, *, key: PRNGKeyArray): ...
+
+    def __hash__(self) -> int:
+        return hash_of(self)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if hasattr(type(self), name):  # a property that has failed
+                return super().__getattribute__(name)
+            hint = answer(name, is_attribute=True)
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
 
     @classmethod
     def from_pretrained(

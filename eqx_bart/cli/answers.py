@@ -132,5 +132,6 @@ def _scores(output: GenerationOutput, config: GenerationConfig) -> list[float | 
     if scores is None:
         power = config.to_dict().get("length_penalty", 1.0)
         num_new = np.asarray(output.lengths) - 1  # after the start token
-        scores = np.sum(output.token_log_probs, axis=1, dtype=float) / num_new**power
+        log_probs = np.asarray(output.token_log_probs, float)
+        scores = np.sum(log_probs, axis=1) / num_new**power
     return [x if math.isfinite(x) else None for x in np.asarray(scores).tolist()]

@@ -158,7 +158,7 @@ class BeamSearch(AbstractStrategy):
     ) -> tuple[Hypotheses, Bool[Array, "batch rows"]]:
         """The best rows that have ended, those of this step included."""
         rows = progress.num_rows
-        is_new = is_end & (jnp.arange(is_end.shape[1]) < rows)
+        is_new = is_end & (jnp.arange(is_end.shape[1], dtype=jnp.int32)[None] < rows)
         scores = candidates.scores / _length_penalty(
             progress, progress.num_new, candidates.scores.dtype
         )
@@ -187,10 +187,11 @@ class BeamSearch(AbstractStrategy):
         best = jax.tree.map(lambda x: x[:, : settings.num_return_sequences], self.finished)
         ancestors = best.ancestors
         batch, _, steps = ancestors.shape
-        offset = progress.num_rows * jnp.arange(batch)[:, None, None]
+        offset = progress.num_rows * jnp.arange(batch, dtype=jnp.int32)[:, None, None]
         input_ids = best.input_ids.reshape(-1, best.input_ids.shape[-1])
-        lengths = progress.prompt_length + jnp.sum(ancestors >= 0, axis=-1).reshape(-1)
-        place = jnp.arange(input_ids.shape[1])
+        num_new = jnp.sum(ancestors >= 0, axis=-1, dtype=jnp.int32)
+        lengths = progress.prompt_length + num_new.reshape(-1)
+        place = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
         input_ids = jnp.where(place < lengths[:, None], input_ids, settings.pad_token_id)
         is_lost = jnp.isnan(best.scores).reshape(-1, 1)
         is_new = place >= progress.prompt_length
@@ -283,4 +284,4 @@ def _common_prefix(rows: list[np.ndarray]) -> np.ndarray:
 
 def _dead_if(condition: Bool[Array, "*shape"]) -> Float[Array, "*shape"]:
     """What to add to scores, so that those where `condition` holds are not chosen."""
-    return jnp.where(condition, jnp.float32(DEAD), 0)
+    return jnp.where(condition, DEAD, 0.0)

@@ -13,6 +13,7 @@ from ..config import BartConfig
 from ..files.errors import CheckpointError
 from ..files.hub import HubOptions, locate
 from ..files.json_files import read_json, write_json
+from ..hf_names import answer
 from ..settings import (
     ABOVE_ZERO,
     as_id_tuple,
@@ -29,6 +30,7 @@ from ..settings import (
     is_int,
     is_real,
     Kind,
+    nearest,
     NUMBER,
     plain_fields,
     POSITIVE,
@@ -320,10 +322,9 @@ class GenerationConfig:
         **Raises** `TypeError` if an override is not a setting of HF's.
         """
         if unknown := overrides.keys() - self._names():
-            raise TypeError(
-                f"generate has no setting {', '.join(sorted(unknown))}; GenerationConfig "
-                f"lists those that it has."
-            )
+            name = min(unknown)
+            hint = answer(name) or nearest(name, self._names())
+            raise TypeError(f"generate has no argument or setting {name!r}{hint}")
         values, origins = self.to_dict(), dict(self.origins)
         for update, origin in (
             ({} if other is None else other.to_dict(), _GIVEN_CONFIG),

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
+from ..explained import explained
+from ..nn.dropout import refuse_dropout
+from ..nn.matmul import at_least_float32
 from .beam_search import BeamSearch
 from .call import GenerationCall, LoopInputs
 from .config import GenerationConfig
@@ -114,8 +117,9 @@ class GenerationMixin(eqx.Module):
             `BartForConditionalGeneration.generate`.
 
         **Raises** `ValueError` if a setting does not fit the model, or if there is no key
-        to draw with.
+        to draw with; `RuntimeError` if the model is in training mode.
         """
+        refuse_dropout(self, "generate")
         config = generation_config.settled(
             inputs.prompt.shape[1], self.vocab_size, self.max_positions
         )
@@ -126,6 +130,7 @@ class GenerationMixin(eqx.Module):
         key = key if config.do_sample else None
         return GenerationCall(inputs, tuple(logits_processors), key, config)
 
+    @explained
     def generate(self, *args: Any, **kwargs: Any) -> GenerationOutput:
         """Generates token ids; `prepare_generation` has the arguments.
 
@@ -151,6 +156,7 @@ class GenerationMixin(eqx.Module):
         end = jax.lax.while_loop(is_unfinished, step, arrays)
         return eqx.combine(end, others).output()
 
+    @explained
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[list[np.ndarray]]:
         """Generates as `generate` does, and yields tokens as soon as they are decided.
 
@@ -187,6 +193,7 @@ class GenerationMixin(eqx.Module):
             yield [row[n:] for row, n in zip(decided, yielded, strict=True)]
             yielded = [len(row) for row in decided]
 
+    @explained
     def init_generation(self, *args: Any, **kwargs: Any) -> GenerationState:
         """The state before the first step, for a loop of your own; see `step`.
 
@@ -194,6 +201,7 @@ class GenerationMixin(eqx.Module):
         """
         return self._start(self.prepare_generation(*args, **kwargs).exact())
 
+    @explained
     def step(self, state: GenerationState) -> GenerationState:
         """The state after one more token in each row.
 
@@ -224,7 +232,7 @@ class GenerationMixin(eqx.Module):
         state = GenerationState(
             progress,
             strategy,
-            jnp.argmax(prompt >= 0, axis=1).astype(jnp.int32),
+            _begin(prompt),
             slots,
             Records(None, None, None),
             inputs.source_offset,
@@ -268,14 +276,15 @@ class GenerationMixin(eqx.Module):
         if length == 1:
             return cache
         tokens = prompt[:, :-1]
-        positions = jnp.arange(length - 1) - jnp.argmax(prompt >= 0, axis=1)[:, None]
-        is_past = jnp.arange(num_slots) <= jnp.arange(length - 1)[:, None]
+        place = jnp.arange(length - 1, dtype=jnp.int32)
+        positions = place[None] - _begin(prompt)[:, None]
+        is_past = jnp.arange(num_slots, dtype=jnp.int32)[None] <= place[:, None]
         is_token = jnp.pad(tokens >= 0, ((0, 0), (0, num_slots - length + 1)))
         return self.generation_step(
             jnp.maximum(tokens, 0),
             cache,
             jnp.maximum(positions, 0),
-            (is_past & is_token[:, None])[:, None],
+            (is_past[None] & is_token[:, None])[:, None],
             False,  # noqa: FBT003
         )[2]
 
@@ -292,10 +301,14 @@ class GenerationMixin(eqx.Module):
         )
 
 
+def _begin(prompt: Integer[Array, "batch prompt"]) -> Integer[Array, " batch"]:
+    """Where the prompt of each row begins, after its padding."""
+    return jnp.argmax(prompt >= 0, axis=1).astype(jnp.int32)
+
+
 def _scores_dtype(*trees: Any) -> jnp.dtype:
     """The widest dtype that scores can come to have, of what they are computed from."""
-    floats = [x.dtype for x in jax.tree.leaves(trees) if eqx.is_inexact_array(x)]
-    return jnp.result_type(jnp.float32, *floats)
+    return at_least_float32(*filter(eqx.is_inexact_array, jax.tree.leaves(trees)))
 
 
 def _trimmed(

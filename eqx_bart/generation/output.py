@@ -1,5 +1,8 @@
 """What `generate` returns."""
 
+from typing import Any
+
+import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from ..nn.output import ModelOutput
@@ -41,3 +44,21 @@ class GenerationOutput(ModelOutput):
     cross_attentions: tuple[Float[Array, "rows heads steps source"] | None, ...] | None = (
         None
     )
+
+    def decode(
+        self, tokenizer: Any, *, skip_special_tokens: bool = True, **options: Any
+    ) -> list[str]:
+        """The text of each row, without the padding after its end.
+
+        **Arguments:**
+
+        - `tokenizer`: one of transformers'; its `batch_decode` gets the `options` too.
+        - `skip_special_tokens`: whether to leave out the start, the end and their like.
+        """
+        lengths = np.asarray(self.lengths)
+        rows = zip(np.asarray(self.sequences).tolist(), lengths, strict=True)
+        return tokenizer.batch_decode(
+            [row[:length] for row, length in rows],
+            skip_special_tokens=skip_special_tokens,
+            **options,
+        )

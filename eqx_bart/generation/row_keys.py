@@ -19,7 +19,7 @@ def row_keys(
     for ids in token_ids:
         if ids is not None:
             digest = digest * jnp.uint32(3) + _digest(ids)
-    is_alike = jnp.tril(digest[:, None] == digest, -1)
+    is_alike = jnp.tril(digest[:, None] == digest[None], -1)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, digest)
     return jax.vmap(jax.random.fold_in)(keys, jnp.sum(is_alike, axis=1))
 

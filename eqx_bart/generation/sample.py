@@ -96,7 +96,7 @@ class Sampling(AbstractStrategy):
         input_ids = progress.input_ids.reshape(-1, progress.input_ids.shape[-1])
         num_new = self.lengths - progress.prompt_length
         _, _, steps = progress.ancestors.shape
-        is_end = jnp.arange(steps) >= num_new[..., None]
+        is_end = jnp.arange(steps, dtype=jnp.int32)[None, None] >= num_new[..., None]
         log_probs = self.log_probs
         return Result(
             progress.padded(input_ids),

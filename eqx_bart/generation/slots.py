@@ -100,9 +100,10 @@ class SharedSlots(AbstractSlots):
         output_attentions: bool,
     ) -> tuple[Float[Array, "batch rows vocab"], CrossAttentions | None, "SharedSlots"]:
         batch, rows, steps = newest.ancestors.shape
-        row, steps = jnp.arange(rows), jnp.arange(steps)
+        row, steps = (jnp.arange(n, dtype=jnp.int32) for n in (rows, steps))
         ancestors = jnp.where(steps == newest.step, row[:, None], newest.ancestors)
-        is_own = (ancestors[..., None] == row) & (steps <= newest.step)[:, None]
+        is_own = jax.nn.one_hot(ancestors, rows, dtype=bool)
+        is_own &= (steps <= newest.step)[None, None, :, None]
         mask = newest.mask(is_own.reshape(batch, rows, -1))
         logits, attentions, cache = decode(
             newest.tokens, self.cache, newest.positions, mask[:, None], output_attentions
@@ -135,7 +136,8 @@ class OwnSlots(AbstractSlots):
     ) -> tuple[Float[Array, "batch rows vocab"], CrossAttentions | None, "OwnSlots"]:
         batch, rows, steps = newest.ancestors.shape
         cache = self._moved(newest) if self.can_move else self.cache
-        is_past = jnp.broadcast_to(jnp.arange(steps) <= newest.step, (batch, rows, steps))
+        is_past = jnp.arange(steps, dtype=jnp.int32) <= newest.step
+        is_past = jnp.broadcast_to(is_past, (batch, rows, steps))
         logits, attentions, cache = decode(
             newest.tokens.reshape(-1, 1),
             cache,
@@ -159,8 +161,9 @@ class OwnSlots(AbstractSlots):
         last = jax.lax.dynamic_index_in_dim(
             newest.ancestors, newest.step - 1, 2, keepdims=False
         )
-        last = jnp.where(newest.step > 0, last, jnp.arange(rows))
-        index = (last + rows * jnp.arange(batch)[:, None]).reshape(-1)
+        row, first = (jnp.arange(n, dtype=jnp.int32) for n in (rows, batch))
+        last = jnp.where(newest.step > 0, last, row[None])
+        index = (last + rows * first[:, None]).reshape(-1)
         leaves, structure = jax.tree.flatten(self.cache)
         moved = [
             jnp.take(x, index, axis=0, mode="clip") if is_by_row else x

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
+from ..nn.matmul import at_least_float32
 from .call import LoopSettings
 from .logits_process import InfNanRemoveLogitsProcessor, LogitsProcessor
 from .output import GenerationOutput
@@ -81,8 +82,8 @@ class Progress(eqx.Module):
     ) -> Integer[Array, "rows max_length"]:
         """Tokens of rows like these, with `pad_token_id` where the prompt is padded. After
         the prompt, -1 is what has come of NaN."""
-        is_prompt = jnp.arange(input_ids.shape[-1]) < self.prompt_length
-        is_padding = is_prompt & (input_ids < 0)
+        is_prompt = jnp.arange(input_ids.shape[-1], dtype=jnp.int32) < self.prompt_length
+        is_padding = is_prompt[None] & (input_ids < 0)
         return jnp.where(is_padding, self.settings.pad_token_id, input_ids)
 
     def advance(
@@ -209,7 +210,7 @@ class GenerationState(eqx.Module):
             ),
             output_attentions=self.settings.output_attentions,
         )
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        logits = logits.astype(at_least_float32(logits))
         scores = self._process(self.strategy.scores(logits))
         records = Records.of_step(self.settings, scores, logits, cross_attentions)
         return scores, records, slots

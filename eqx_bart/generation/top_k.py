@@ -28,8 +28,9 @@ def top_k(
     maxima = jnp.max(x[:, :end].reshape(rows, num_blocks, _BLOCK), axis=-1)
     # In ascending order, so that of equal entries the first is taken.
     blocks = jnp.sort(jax.lax.top_k(maxima, k)[1], axis=-1)
-    candidates = (blocks[..., None] * _BLOCK + jnp.arange(_BLOCK)).reshape(rows, -1)
-    rest = jnp.broadcast_to(jnp.arange(end, length), (rows, length - end))
+    inside = jnp.arange(_BLOCK, dtype=jnp.int32)[None, None]
+    candidates = (blocks[..., None] * _BLOCK + inside).reshape(rows, -1)
+    rest = jnp.broadcast_to(jnp.arange(end, length, dtype=jnp.int32), (rows, length - end))
     candidates = jnp.concatenate([candidates, rest], axis=-1)
     values, places = jax.lax.top_k(take(x, candidates), k)
     return values, take(candidates, places)

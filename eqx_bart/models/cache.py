@@ -129,9 +129,9 @@ class BartCache(eqx.Module):
 
     def mask(self, num_tokens: int) -> Bool[Array, "batch 1 {num_tokens} max_length"]:
         """What each of the next `num_tokens` tokens may attend to, once written."""
-        slots = jnp.arange(self.max_length)
-        is_past = slots <= (self.length + jnp.arange(num_tokens))[:, None]
-        return is_past & self.attention_mask[:, None, None, :]
+        slots = jnp.arange(self.max_length, dtype=jnp.int32)[None]
+        is_past = slots <= (self.length + jnp.arange(num_tokens, dtype=jnp.int32))[:, None]
+        return is_past[None, None] & self.attention_mask[:, None, None, :]
 
     def expect(
         self,

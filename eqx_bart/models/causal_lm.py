@@ -6,9 +6,10 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, Integer, PRNGKeyArray
+from jaxtyping import Float, Integer, PRNGKeyArray
 
 from ..config import as_id_tuple, BartConfig
+from ..explained import explained
 from ..generation.config import GenerationConfig
 from ..generation.inputs import GenerationInputs, masked_ids, masked_states
 from ..generation.logits_process import LogitsProcessor
@@ -27,6 +28,7 @@ from .inputs import (
     make_source,
     refuse_overrides,
     run_decoder,
+    shown,
 )
 from .language_model import (
     AbstractLMHead,
@@ -93,11 +95,12 @@ class BartForCausalLM(LanguageModel):
         """What makes logits from the last hidden state."""
         return Projection(self.lm_head or self.decoder_embed_tokens)
 
+    @explained
     def init_cache(
         self,
         batch_size: int,
         max_length: int,
-        encoder_hidden_states: Float[Array, "batch source d_model"] | None = None,
+        encoder_hidden_states: Float[ArrayLike, "batch source d_model"] | None = None,
         encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
     ) -> BartCache:
         """A cache for decoding up to `max_length` tokens.
@@ -124,6 +127,7 @@ class BartForCausalLM(LanguageModel):
             dtype=self.decoder_embed_tokens.weight.dtype,
         )
 
+    @explained
     def decode(
         self,
         input_ids: Integer[ArrayLike, "batch length"] | None,
@@ -131,9 +135,9 @@ class BartForCausalLM(LanguageModel):
         attention_mask: Mask[ArrayLike, "batch length"] | None = None,
         position_ids: Integer[ArrayLike, "#batch length"] | None = None,
         *,
-        inputs_embeds: Float[Array, "batch length d_model"] | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        inputs_embeds: Float[ArrayLike, "batch length d_model"] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[CausalLMOutputWithCrossAttentions, BartCache]:
         """Runs the decoder on the tokens that follow those in `cache`, any number of them.
@@ -148,23 +152,24 @@ class BartForCausalLM(LanguageModel):
 
         **Raises** as `BartModel.decode` does.
         """
-        show = Show(output_attentions, output_hidden_states)
+        show = shown(self.config, output_attentions, output_hidden_states)
         decoded, next_cache = self._run_decoder(
             input_ids, inputs_embeds, attention_mask, position_ids, cache, show, key
         )
         return self._decoder_output(decoded, cache.source, show), next_cache
 
+    @explained
     def __call__(
         self,
         input_ids: Integer[ArrayLike, "batch length"] | None = None,
         attention_mask: Mask[ArrayLike, "batch length"] | None = None,
-        encoder_hidden_states: Float[Array, "batch source d_model"] | None = None,
+        encoder_hidden_states: Float[ArrayLike, "batch source d_model"] | None = None,
         encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
         position_ids: Integer[ArrayLike, "#batch length"] | None = None,
         *,
-        inputs_embeds: Float[Array, "batch length d_model"] | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        inputs_embeds: Float[ArrayLike, "batch length d_model"] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         key: PRNGKeyArray | None = None,
     ) -> CausalLMOutputWithCrossAttentions:
         """Runs the decoder on all tokens at once.
@@ -189,7 +194,7 @@ class BartForCausalLM(LanguageModel):
             raise ValueError(
                 "There is an encoder_attention_mask but no encoder_hidden_states."
             )
-        show = Show(output_attentions, output_hidden_states)
+        show = shown(self.config, output_attentions, output_hidden_states)
         decoded, _ = self._run_decoder(
             input_ids, inputs_embeds, attention_mask, position_ids, source, show, key
         )
@@ -198,7 +203,7 @@ class BartForCausalLM(LanguageModel):
     def _run_decoder(
         self,
         input_ids: Integer[ArrayLike, "batch length"] | None,
-        inputs_embeds: Float[Array, "batch length d_model"] | None,
+        inputs_embeds: Float[ArrayLike, "batch length d_model"] | None,
         attention_mask: Mask[ArrayLike, "batch length"] | None,
         position_ids: Integer[ArrayLike, "#batch length"] | None,
         before: Any,
@@ -236,6 +241,7 @@ class BartForCausalLM(LanguageModel):
             states = generation_source(states, mask, None)
         return GenerationInputs(inputs.prompt, inputs.input_ids, states)
 
+    @explained
     def generate(
         self,
         input_ids: Integer[ArrayLike, "batch prompt"],
@@ -272,6 +278,7 @@ class BartForCausalLM(LanguageModel):
             **overrides,
         )
 
+    @explained
     def prepare_generation(
         self,
         input_ids: Integer[ArrayLike, "batch prompt"],
@@ -287,6 +294,12 @@ class BartForCausalLM(LanguageModel):
         """See `generate`."""
         refuse_overrides(self, "generate", "__call__", "decode", "init_cache")
         config = self.generation_config.updated(generation_config, overrides)
+        if config.output_attentions and encoder_hidden_states is None:
+            raise ValueError(
+                "output_attentions of generate are those to an encoder, and there are no "
+                "encoder_hidden_states. For attention to the tokens themselves, call the "
+                "model on the generated sequences with output_attentions=True."
+            )
         pad = config.pad_token_id
         if attention_mask is None and pad not in (None, *as_id_tuple(config.eos_token_id)):
             attention_mask = input_ids != pad

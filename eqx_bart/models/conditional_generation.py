@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Integer, PRNGKeyArray
 
 from ..config import BartConfig
+from ..explained import explained
 from ..generation.config import GenerationConfig
 from ..generation.inputs import (
     align_left,
@@ -131,6 +132,7 @@ class BartForConditionalGeneration(
             states = generation_source(states.last_hidden_state, mask, input_ids)
         return GenerationInputs(inputs.prompt, input_ids, states, mask, offset)
 
+    @explained
     def generate(
         self,
         input_ids: Integer[ArrayLike, "batch source"] | None = None,
@@ -192,6 +194,7 @@ class BartForConditionalGeneration(
             **overrides,
         )
 
+    @explained
     def prepare_generation(
         self,
         input_ids: Integer[ArrayLike, "batch source"] | None = None,

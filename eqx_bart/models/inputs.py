@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from ..config import BartConfig
+from ..explained import explained
 from ..nn.checks import ArrayLike, as_indices, Mask
 from ..nn.embedding import Embedding
 from ..nn.layer import Show, Source
@@ -18,6 +19,7 @@ from .outputs import BaseModelOutput, BaseModelOutputWithCrossAttentions
 IGNORE_INDEX = -100
 
 
+@explained
 def shift_tokens_right(
     input_ids: Integer[ArrayLike, "batch length"],
     pad_token_id: int | None,
@@ -48,7 +50,7 @@ def shift_tokens_right(
 def embed_inputs(
     embed_tokens: Embedding,
     input_ids: Integer[ArrayLike, "batch length"] | None,
-    inputs_embeds: Float[Array, "batch length d_model"] | None,
+    inputs_embeds: Float[ArrayLike, "batch length d_model"] | None,
     name: str,
 ) -> Float[Array, "batch length d_model"]:
     """The embeddings of `input_ids`, or `inputs_embeds` as they are.
@@ -65,7 +67,16 @@ def embed_inputs(
         inputs_embeds = embed_tokens(input_ids, name)
     if inputs_embeds.shape[1] == 0:
         raise ValueError(f"{name} are empty: a sequence needs at least one token.")
-    return inputs_embeds
+    return jnp.asarray(inputs_embeds)
+
+
+def shown(config: BartConfig, attentions: bool | None, hidden_states: bool | None) -> Show:  # noqa: FBT001
+    """What a call of a model shows: what the config says where the call does not."""
+    if attentions is None:
+        attentions = config.output_attentions
+    if hidden_states is None:
+        hidden_states = config.output_hidden_states
+    return Show(attentions, hidden_states)
 
 
 def source_of(
@@ -90,13 +101,13 @@ def source_of(
 
 
 def make_source(
-    hidden_states: Float[Array, "batch source d_model"],
+    hidden_states: Float[ArrayLike, "batch source d_model"],
     attention_mask: Mask[ArrayLike, "..."] | None,
     input_ids: Integer[ArrayLike, "..."] | None = None,
 ) -> Source:
     """A `Source` made of what users give."""
     return Source(
-        hidden_states,
+        jnp.asarray(hidden_states),
         None if attention_mask is None else jnp.asarray(attention_mask, bool),
         None if input_ids is None else as_indices(input_ids),
     )
@@ -104,7 +115,7 @@ def make_source(
 
 def check_source(
     batch_size: int,
-    hidden_states: Float[Array, "_ source d_model"],
+    hidden_states: Float[ArrayLike, "_ source d_model"],
     attention_mask: Mask[ArrayLike, "..."] | None,
 ) -> None:
     """**Raises** `ValueError` if an encoder's states and their mask do not fit one another,

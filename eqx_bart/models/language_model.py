@@ -50,7 +50,8 @@ class Projection(eqx.Module):
         """The logits, in the dtype of the hidden states."""
         logits = self._product(hidden_states)
         if self.final_logits_bias is not None:
-            logits = logits + self.final_logits_bias.value.astype(logits.dtype)
+            bias = self.final_logits_bias.value.astype(logits.dtype)
+            logits = logits + bias[None]
         return logits
 
     def _product(self, hidden_states: Array) -> Array:

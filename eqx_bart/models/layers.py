@@ -8,6 +8,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -82,6 +83,7 @@ class BartEncoderLayer(BartLayer):
         hidden_states = self.final_layer_norm(
             hidden_states + self.dropout(transformed, key=keys[3])
         )
+        hidden_states = _without_overflow(hidden_states, context)
         return hidden_states, cache, {"attentions": weights, **shown}
 
 
@@ -168,6 +170,21 @@ class BartDecoderLayer(BartLayer):
         next_cache = None if slots is None else DecoderLayerCache(slots, cross_cache)
         shows = {"attentions": weights, "cross_attentions": cross_weights, **shown}
         return hidden_states, next_cache, shows
+
+
+def _without_overflow(
+    hidden_states: Float[Array, "batch new d_model"], context: Context
+) -> Float[Array, "batch new d_model"]:
+    """The states, clamped in rows where float16 overflows. HF's encoder layers clamp all
+    rows if one overflows. Overflow in padding changes nothing but the padding."""
+    if hidden_states.dtype != jnp.float16:
+        return hidden_states
+    limit = float(jnp.finfo(jnp.float16).max) - 1000
+    is_over = jnp.any(~jnp.isfinite(hidden_states), axis=-1)
+    counts = is_over if context.attention_mask is None else is_over & context.attention_mask
+    is_clamped = is_over | jnp.any(counts, axis=1, keepdims=True)
+    clamped = jnp.clip(hidden_states, -limit, limit)
+    return jnp.where(is_clamped[..., None], clamped, hidden_states)
 
 
 def _attention(config: BartConfig, num_heads: int, key: PRNGKeyArray) -> Attention:

@@ -8,6 +8,8 @@ layers have to show is in `shown`, by name, with an entry for each layer.
 
 from typing import Any
 
+import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..nn.output import ModelOutput
@@ -21,7 +23,9 @@ ShownByLayer = dict[str, tuple[Any, ...]]
 class BaseModelOutput(ModelOutput):
     """What an encoder returns."""
 
-    last_hidden_state: Float[Array, "batch length d_model"]
+    last_hidden_state: Float[Array, "batch length d_model"] = eqx.field(
+        converter=jnp.asarray
+    )
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
     shown: ShownByLayer | None = None

@@ -6,10 +6,11 @@ from typing import Any, Generic, overload, TypeVar
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, Integer, PRNGKeyArray
+from jaxtyping import Float, Integer, PRNGKeyArray
 
 from ..checkpoint.pretrained import PretrainedModel
 from ..config import BartConfig
+from ..explained import explained
 from ..nn.checks import ArrayLike, Mask
 from ..nn.dropout import split_key
 from ..nn.embedding import Embedding
@@ -24,6 +25,7 @@ from .inputs import (
     refuse_overrides,
     run_decoder,
     shift_tokens_right,
+    shown,
     source_of,
 )
 from .outputs import BaseModelOutput, BaseModelOutputWithCrossAttentions
@@ -82,15 +84,16 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
     ) -> DecodedT:
         """What `decode` makes of the decoder's outputs."""
 
+    @explained
     def encode(
         self,
         input_ids: Integer[ArrayLike, "batch source"] | None = None,
         attention_mask: Mask[ArrayLike, "batch source"] | None = None,
         position_ids: Integer[ArrayLike, "#batch source"] | None = None,
         *,
-        inputs_embeds: Float[Array, "batch source d_model"] | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        inputs_embeds: Float[ArrayLike, "batch source d_model"] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         key: PRNGKeyArray | None = None,
     ) -> BaseModelOutput:
         """Runs the encoder.
@@ -100,7 +103,8 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         - `input_ids`: tokens, in `[0, vocab_size)`; or `inputs_embeds`, their embeddings.
         - `attention_mask`: 1 or True for tokens, 0 or False for padding; all 1 by default.
         - `position_ids`: 0, 1, 2, ... by default, whatever the mask.
-        - `output_attentions`, `output_hidden_states`: whether to return these as well.
+        - `output_attentions`, `output_hidden_states`: whether to return these as well; by
+            default what the config says.
         - `key`: for dropout and LayerDrop; needed in training mode only.
 
         **Returns** the hidden states.
@@ -117,11 +121,12 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
             inputs_embeds, position_ids = table.checked(
                 inputs_embeds, position_ids, "position_ids"
             )
-        show = Show(output_attentions, output_hidden_states)
+        show = shown(self.config, output_attentions, output_hidden_states)
         return trunk.encoder(
             inputs_embeds, attention_mask, position_ids, show=show, key=key
         )
 
+    @explained
     def init_cache(
         self,
         encoder_outputs: Any,
@@ -171,9 +176,9 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         encoder_outputs: Any,
         encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
         encoder_input_ids: Integer[ArrayLike, "batch source"] | None = None,
-        decoder_inputs_embeds: Float[Array, "batch target d_model"] | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        decoder_inputs_embeds: Float[ArrayLike, "batch target d_model"] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         key: PRNGKeyArray | None = None,
     ) -> DecodedT: ...
 
@@ -185,12 +190,13 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         decoder_attention_mask: Mask[ArrayLike, "batch target"] | None = None,
         decoder_position_ids: Integer[ArrayLike, "#batch target"] | None = None,
         *,
-        decoder_inputs_embeds: Float[Array, "batch target d_model"] | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        decoder_inputs_embeds: Float[ArrayLike, "batch target d_model"] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[DecodedT, BartCache]: ...
 
+    @explained
     def decode(
         self,
         decoder_input_ids: Integer[ArrayLike, "batch target"] | None = None,
@@ -201,9 +207,9 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         encoder_outputs: Any = None,
         encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
         encoder_input_ids: Integer[ArrayLike, "batch source"] | None = None,
-        decoder_inputs_embeds: Float[Array, "batch target d_model"] | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        decoder_inputs_embeds: Float[ArrayLike, "batch target d_model"] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         key: PRNGKeyArray | None = None,
     ) -> DecodedT | tuple[DecodedT, BartCache]:
         """Runs the decoder: on all tokens at once, or on the next ones, with a cache.
@@ -240,7 +246,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
                 "A cache knows the encoder's attention_mask from init_cache, and its "
                 "input_ids: give them there, not to decode."
             )
-        show = Show(output_attentions, output_hidden_states)
+        show = shown(self.config, output_attentions, output_hidden_states)
         before: Any = cache
         if encoder_outputs is not None:
             before = source_of(encoder_outputs, encoder_attention_mask, encoder_input_ids)
@@ -260,7 +266,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
     def _decode(
         self,
         input_ids: Integer[ArrayLike, "batch target"] | None,
-        inputs_embeds: Float[Array, "batch target d_model"] | None,
+        inputs_embeds: Float[ArrayLike, "batch target d_model"] | None,
         attention_mask: Mask[ArrayLike, "batch target"] | None,
         position_ids: Integer[ArrayLike, "#batch target"] | None,
         before: Any,
@@ -285,6 +291,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
             key=key,
         )
 
+    @explained
     def __call__(
         self,
         input_ids: Integer[ArrayLike, "batch source"] | None = None,
@@ -294,11 +301,11 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         position_ids: Integer[ArrayLike, "#batch source"] | None = None,
         decoder_position_ids: Integer[ArrayLike, "#batch target"] | None = None,
         *,
-        inputs_embeds: Float[Array, "batch source d_model"] | None = None,
-        decoder_inputs_embeds: Float[Array, "batch target d_model"] | None = None,
+        inputs_embeds: Float[ArrayLike, "batch source d_model"] | None = None,
+        decoder_inputs_embeds: Float[ArrayLike, "batch target d_model"] | None = None,
         encoder_outputs: Any = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         key: PRNGKeyArray | None = None,
     ) -> OutputT:
         """Encodes and decodes.
@@ -340,7 +347,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
                 output_hidden_states=output_hidden_states,
                 key=encoder_key,
             )
-        show = Show(output_attentions, output_hidden_states)
+        show = shown(self.config, output_attentions, output_hidden_states)
         source = source_of(encoder_outputs, attention_mask, input_ids)
         decoded, _ = self._decode(
             decoder_input_ids,

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 from .cache import KeyValues
 from .checks import ArrayLike, Mask
 from .linear import AbstractLinear, Linear
-from .matmul import dot_transposed, matmul
+from .matmul import at_least_float32, dot_transposed, matmul
 
 
 class AbstractAttention(eqx.Module):
@@ -237,7 +237,7 @@ def _attend(
 ]:
     """`dot_product_attention`, with keys and values as arguments of their own, so that all
     shapes are checked against one another."""
-    dtype = jnp.result_type(query.dtype, jnp.float32)
+    dtype = at_least_float32(query)
     query = query * query.shape[-1] ** -0.5
     scores = dot_transposed(query, keys)
     if bias is not None:

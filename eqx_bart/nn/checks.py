@@ -126,7 +126,7 @@ def _poisoned(x: ArrayLike, wrong: Bool[Array, "..."]) -> Array:
 
 def as_indices(ids: Integer[ArrayLike, "*shape"]) -> Integer[Array, "*shape"]:
     """`ids` as a JAX array of 32 bits or more, so that sums and limits do not wrap."""
-    dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(ids.dtype, jnp.int32))
+    dtype = jax.dtypes.canonicalize_dtype(np.promote_types(ids.dtype, np.int32))
     if isinstance(ids, np.ndarray):  # else JAX would compile a program for each shape
         return jax.device_put(ids.astype(dtype))
     return ids.astype(dtype)

@@ -1,5 +1,7 @@
 """LayerDrop, and keys for it. `equinox.nn.Dropout` drops single activations."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,21 @@ from jaxtyping import Array, Float, PRNGKeyArray
 def split_key(key: PRNGKeyArray | None, num: int) -> list[PRNGKeyArray | None]:
     """`num` keys split from `key`, or `num` times `None` if it is `None`."""
     return [None] * num if key is None else list(jax.random.split(key, num))
+
+
+def refuse_dropout(model: eqx.Module, where: str) -> None:
+    """**Raises** `RuntimeError` if a part of `model` is in training mode and would drop
+    something; `where` is what may not run then."""
+
+    def drops(part: Any) -> bool:
+        return getattr(part, "inference", None) is False and getattr(part, "p", 1) != 0
+
+    parts = jax.tree.leaves(model, is_leaf=drops)
+    if any(drops(part) for part in parts):
+        raise RuntimeError(
+            f"{where} is not for training mode, in which the model drops out at random: "
+            "pass it through equinox.nn.inference_mode(model)."
+        )
 
 
 class LayerDrop(eqx.Module):

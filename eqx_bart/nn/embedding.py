@@ -101,7 +101,7 @@ class AbstractPositionalEmbedding(eqx.Module):
                 f"A sequence of {length} tokens is longer than the position table: "
                 f"max_position_embeddings is {self.max_positions}. Truncate the input."
             )
-        return (start + jnp.arange(length))[None]
+        return (start + jnp.arange(length, dtype=jnp.int32))[None]
 
     def checked(
         self,

@@ -59,7 +59,7 @@ class Source(eqx.Module):
     @property
     def positions(self) -> Integer[Array, "1 source"]:
         """The positions of these states: 0, 1, 2, ..."""
-        return jnp.arange(self.hidden_states.shape[1])[None]
+        return jnp.arange(self.hidden_states.shape[1], dtype=jnp.int32)[None]
 
 
 class Context(eqx.Module):

@@ -55,7 +55,7 @@ def _linear(
     """`Linear`, with its arrays as arguments, so that an error about shapes names them."""
     y = matmul(x, weight)
     if bias is not None:
-        y = y + bias
+        y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
     return y.astype(x.dtype)
 
 

@@ -200,4 +200,5 @@ def _transposed_copy(x: Float[Array, "*rows columns"], axis: int) -> Array:
 
 def at_least_float32(*arrays: Array) -> jnp.dtype:
     """The dtype to compute in: float32, or float64 if an array has it."""
-    return jnp.result_type(jnp.float32, *(a.dtype for a in arrays))
+    is_double = any(a.dtype == jnp.float64 for a in arrays)
+    return jnp.dtype(jnp.float64 if is_double else jnp.float32)

@@ -38,6 +38,6 @@ def layer_norm(
     y = x.astype(at_least_float32(x))
     centred = y - jnp.mean(y, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS) * weight + bias).astype(
-        x.dtype
-    )
+    normed = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS)
+    weight, bias = (jnp.broadcast_to(v.astype(y.dtype), y.shape) for v in (weight, bias))
+    return (normed * weight + bias).astype(x.dtype)

@@ -18,6 +18,7 @@ from jaxtyping import PRNGKeyArray
 
 from ..checkpoint.names import name_of
 from ..nn.linear import AbstractLinear, Linear, LowRankLinear
+from ..nn.matmul import at_least_float32
 
 
 ModelT = TypeVar("ModelT", bound=eqx.Module)
@@ -63,7 +64,7 @@ def lora(
             return linear
         assert isinstance(linear, Linear)
         d_in, d_out = linear.weight.shape
-        dtype = jnp.promote_types(linear.weight.dtype, jnp.float32)
+        dtype = at_least_float32(linear.weight)
         own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
         bound = d_in**-0.5
         lora_a = jax.random.uniform(own_key, (d_in, rank), dtype, -bound, bound)
@@ -86,7 +87,7 @@ def merge_lora(model: ModelT) -> ModelT:
         product = jnp.matmul(linear.lora_A, linear.lora_B, precision="highest")
         base = linear.base_layer
         assert isinstance(base, Linear)
-        weight = base.weight + linear.scaling * product
+        weight = base.weight.astype(product.dtype) + linear.scaling * product
         return eqx.tree_at(lambda x: x.weight, base, weight.astype(base.weight.dtype))
 
     return map_linears(merged, model)

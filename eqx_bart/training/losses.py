@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
-from ..config import BartConfig
+from ..explained import explained
 from ..models.conditional_generation import BartForConditionalGeneration
 from ..models.inputs import IGNORE_INDEX, refuse_overrides, shift_tokens_right
+from ..models.question_answering import BartForQuestionAnswering
+from ..models.sequence_classification import BartForSequenceClassification
 from ..nn.checks import ArrayLike, as_indices, error_if, Mask, outside
+from ..nn.matmul import at_least_float32
 
 
 class LossSum(eqx.Module):
@@ -31,9 +34,10 @@ class LossSum(eqx.Module):
     def mean(self) -> Float[Array, ""]:
         """The mean over the entries, 0 if there are none; with more than one term, the mean
         of the terms' means."""
-        return jnp.mean(self.total / jnp.maximum(self.count, 1))
+        return jnp.mean(self.total / jnp.maximum(self.count, 1).astype(self.total.dtype))
 
 
+@explained
 def cross_entropy(
     logits: Float[Array, "*batch classes"],
     labels: Integer[ArrayLike, "*batch"],
@@ -60,9 +64,9 @@ def cross_entropy(
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1]; it is {label_smoothing}.")
     counts = labels != ignore_index
-    classes = labels * counts  # 0 for those that do not count
+    classes = labels * counts.astype(labels.dtype)  # 0 for those that do not count
     wrong = outside(classes, logits.shape[-1], "labels", "the classes")
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(at_least_float32(logits))
     log_normaliser = error_if(jax.nn.logsumexp(logits, axis=-1), *wrong)
     classes, counts = as_indices(classes)[..., None], jnp.asarray(counts)
     chosen = jnp.take_along_axis(logits, classes, axis=-1)[..., 0]
@@ -74,6 +78,7 @@ def cross_entropy(
     return LossSum(jnp.sum(jnp.where(counts, losses, 0)), jnp.sum(counts, dtype=jnp.int32))
 
 
+@explained
 def chunked_cross_entropy(
     head: Callable[[Float[Array, "1 rows d_model"]], Float[Array, "1 rows classes"]],
     hidden_states: Float[Array, "*batch d_model"],
@@ -102,7 +107,9 @@ def chunked_cross_entropy(
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be 1 or more; it is {chunk_size}.")
     hidden = hidden_states.reshape(-1, hidden_states.shape[-1])
-    labels = as_indices(labels).reshape(-1)
+    row = jax.ShapeDtypeStruct((1, 1, hidden.shape[-1]), hidden.dtype)
+    num_classes = eqx.filter_eval_shape(head, row).shape[-1]
+    labels = _checked_labels(labels, num_classes, ignore_index).reshape(-1)
     num_chunks = max(1, -(-len(hidden) // chunk_size))
     padding = num_chunks * chunk_size - len(hidden)
     hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
@@ -159,6 +166,7 @@ def _sum_of_chunks(
     return summed(parameters, hidden)
 
 
+@explained
 def seq2seq_loss(
     model: BartForConditionalGeneration,
     input_ids: Integer[ArrayLike, "batch source"] | None,
@@ -192,6 +200,7 @@ def seq2seq_loss(
     Source: HF's `BartForConditionalGeneration.forward` with `labels`.
     """
     if decoder_input_ids is None:
+        labels = _checked_labels(labels, model.vocab_size, IGNORE_INDEX)
         config = model.config
         decoder_input_ids = shift_tokens_right(
             labels, config.pad_token_id, config.decoder_start_token_id
@@ -218,14 +227,18 @@ def seq2seq_loss(
     )
 
 
+@explained
 def classification_loss(
-    logits: Float[Array, "batch labels"],
+    model: BartForSequenceClassification,
+    input_ids: Integer[ArrayLike, "batch source"],
+    attention_mask: Mask[ArrayLike, "batch source"] | None,
     labels: Integer[ArrayLike, "batch"]
     | Float[ArrayLike, "batch"]
     | Float[ArrayLike, "batch labels"],
-    config: BartConfig,
+    *,
+    key: PRNGKeyArray | None = None,
 ) -> LossSum:
-    """The loss of `BartForSequenceClassification`, by `config.problem_type`.
+    """The loss of `labels` under `model`, by its `config.problem_type`.
 
     `"regression"` is the squared error; `"single_label_classification"` the cross-entropy
     of class ids; `"multi_label_classification"` the binary cross-entropy of each label.
@@ -234,22 +247,30 @@ def classification_loss(
 
     **Arguments:**
 
-    - `logits`: what the model returns.
+    - `input_ids`, `attention_mask`: as in a call of the model.
     - `labels`: class ids, -100 for rows that do not count; or floats, one for each logit,
         or one for each row if there is one label.
-    - `config`: the model's.
+    - `key`: for dropout; needed in training mode.
 
-    **Raises** `ValueError` if the labels do not fit the problem type.
+    **Raises** as the model does, and `ValueError` if the labels do not fit the problem
+    type.
 
-    Source: HF's `BartForSequenceClassification.forward`.
+    Source: HF's `BartForSequenceClassification.forward` with `labels`.
     """
-    config.check("problem_type")
-    problem_type = config.problem_type or _problem_type(labels, config.num_labels)
+    model.config.check("problem_type")
+    logits = model(input_ids, attention_mask, key=key).logits
+    return _classification_loss(logits, labels, model.config.problem_type)
+
+
+def _classification_loss(
+    logits: Float[Array, "batch labels"], labels: ArrayLike, problem_type: str | None
+) -> LossSum:
+    problem_type = problem_type or _problem_type(labels, logits.shape[-1])
     if problem_type == "single_label_classification":
         if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
             raise ValueError(_labels_message(problem_type, "class ids [batch]", labels))
         return cross_entropy(logits, labels)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(at_least_float32(logits))
     expected = jnp.asarray(labels, logits.dtype)
     if problem_type == "regression" and logits.shape[-1] == 1 and expected.ndim == 1:
         expected = expected[:, None]
@@ -262,33 +283,44 @@ def classification_loss(
     return LossSum(jnp.sum(losses), jnp.asarray(losses.size, jnp.int32))
 
 
+@explained
 def question_answering_loss(
-    start_logits: Float[Array, "batch length"],
-    end_logits: Float[Array, "batch length"],
+    model: BartForQuestionAnswering,
+    input_ids: Integer[ArrayLike, "batch source"],
+    attention_mask: Mask[ArrayLike, "batch source"] | None,
     start_positions: Integer[ArrayLike, "batch"],
     end_positions: Integer[ArrayLike, "batch"],
+    *,
+    key: PRNGKeyArray | None = None,
 ) -> LossSum:
-    """The loss of `BartForQuestionAnswering`: two terms, one of the start, one of the end.
+    """The loss of answers under `model`: two terms, one of the start, one of the end.
 
     **Arguments:**
 
-    - `start_logits`, `end_logits`: what the model returns.
+    - `input_ids`, `attention_mask`: as in a call of the model.
     - `start_positions`, `end_positions`: the places of an answer's first and last token. A
         position past the end of the sequence does not count; one below 0 is taken as 0.
+    - `key`: for dropout; needed in training mode.
 
-    Source: HF's `BartForQuestionAnswering.forward`.
+    **Raises** as the model does.
+
+    Source: HF's `BartForQuestionAnswering.forward` with `start_positions` and
+    `end_positions`.
     """
-    length = start_logits.shape[-1]
-    losses = [
-        cross_entropy(
-            logits, jnp.clip(as_indices(positions), 0, length), ignore_index=length
-        )
-        for logits, positions in (
-            (start_logits, start_positions),
-            (end_logits, end_positions),
-        )
-    ]
-    return jax.tree.map(lambda *terms: jnp.stack(terms), *losses)
+    outputs = model(input_ids, attention_mask, key=key)
+    return jax.tree.map(
+        lambda *terms: jnp.stack(terms),
+        _position_loss(outputs.start_logits, start_positions),
+        _position_loss(outputs.end_logits, end_positions),
+    )
+
+
+def _position_loss(
+    logits: Float[Array, "batch length"], positions: Integer[ArrayLike, "batch"]
+) -> LossSum:
+    length = logits.shape[-1]
+    positions = jnp.clip(as_indices(positions), 0, length)
+    return cross_entropy(logits, positions, ignore_index=length)
 
 
 def _problem_type(labels: ArrayLike, num_labels: int) -> str:
@@ -302,4 +334,14 @@ def _labels_message(problem_type: str, expected: str, labels: ArrayLike) -> str:
     return (
         f"{problem_type} needs labels {expected}; they are {labels.dtype} "
         f"{list(labels.shape)}."
+    )
+
+
+def _checked_labels(
+    labels: Integer[ArrayLike, "*batch"], num_classes: int, ignore_index: int
+) -> Integer[Array, "*batch"]:
+    """The labels, as `error_if` has them if one that counts is no class."""
+    classes = labels * (labels != ignore_index).astype(labels.dtype)
+    return error_if(
+        as_indices(labels), *outside(classes, num_classes, "labels", "the classes")
     )

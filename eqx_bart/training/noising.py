@@ -14,12 +14,14 @@ import numpy as np
 from jaxtyping import Integer, PRNGKeyArray
 
 from ..config import BartConfig
+from ..explained import explained
 from ..nn.checks import ArrayLike
 
 
 Ids = Integer[np.ndarray, "batch length"]
 
 
+@explained
 def token_masking(
     input_ids: Integer[ArrayLike, "batch length"],
     config: BartConfig,
@@ -48,6 +50,7 @@ def token_masking(
     return np.where(chosen, ids.dtype.type(mask_token_id), ids)
 
 
+@explained
 def token_deletion(
     input_ids: Integer[ArrayLike, "batch length"],
     config: BartConfig,
@@ -73,6 +76,7 @@ def token_deletion(
     return np.where(kept, np.take_along_axis(ids, order, 1), _padding(config, ids))
 
 
+@explained
 def text_infilling(
     input_ids: Integer[ArrayLike, "batch length"],
     config: BartConfig,
@@ -123,6 +127,7 @@ def text_infilling(
     return np.where(holds_span, ids.dtype.type(mask_token_id), noised)
 
 
+@explained
 def sentence_permutation(
     input_ids: Integer[ArrayLike, "batch length"],
     config: BartConfig,
@@ -149,6 +154,7 @@ def sentence_permutation(
     return _reordered(ids, inside, np.take_along_axis(draws, sentence, 1))
 
 
+@explained
 def document_rotation(
     input_ids: Integer[ArrayLike, "batch length"],
     config: BartConfig,

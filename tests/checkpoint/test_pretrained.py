@@ -498,7 +498,7 @@ def test_settings_of_a_model_are_changed_for_good(saved):
     in_memory.save_pretrained(directory)
     again = eb.BartForConditionalGeneration.from_pretrained(directory)
     assert again.generation_config == in_memory.generation_config
-    with pytest.raises(TypeError, match="no setting beams"):
+    with pytest.raises(TypeError, match="no argument or setting 'beams'"):
         model.with_generation_config(beams=2)
     with pytest.raises(TypeError, match="no setting 'generation_config'"):
         eb.BartModel.from_pretrained(directory, generation_config=changed)

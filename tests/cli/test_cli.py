@@ -196,7 +196,7 @@ def test_standard_input_and_settings(capsys, monkeypatch, tmp_path):
         (["--model", "./nowhere", "hello"], "There is no file or directory './nowhere'"),
         (["--device", "abacus", "hello"], "there is no device 'abacus' here"),
         (["--set", "guidance_scale=2", "hello"], "does not support guidance_scale=2"),
-        (["--set", "beams=4", "hello"], "generate has no setting beams"),
+        (["--set", "beams=4", "hello"], "generate has no argument or setting 'beams'"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, capsys):

@@ -241,7 +241,7 @@ def test_bad_settings(config, getkey):
     ):
         with pytest.raises(ValueError, match=message):
             model.generate(ids, **settings)
-    with pytest.raises(TypeError, match="generate has no setting max_lenght"):
+    with pytest.raises(TypeError, match="generate has no argument or setting 'max_lenght'"):
         model.generate(ids, max_lenght=5)
     with pytest.raises(ValueError, match=r"input_ids\[0, 1\] is 41"):
         model.generate(np.array([[5, 41]]))
@@ -363,3 +363,25 @@ def test_scores_are_as_wide_as_the_model_whatever_the_cache(num_beams, config, g
             np.array([[5, 6]]), num_beams=num_beams, max_new_tokens=3, output_scores=True
         )
         assert found.scores.dtype == "float64"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bad_words_ids": [[5], [6, 7]]},
+        {"do_sample": True, "top_k": 3, "top_p": 0.9, "min_new_tokens": 2},
+        {"do_sample": True, "num_return_sequences": 3, "output_token_log_probs": True},
+        {"num_beams": 3, "no_repeat_ngram_size": 2, "min_new_tokens": 2},
+        {"num_beams": 3, "do_sample": True, "top_k": 3},
+    ],
+)
+def test_what_is_forbidden_is_infinite_inside_alone(settings, config, getkey):
+    """`jax_debug_infs` finds nothing, unless recorded scores are asked for."""
+    model = eqx.nn.inference_mode(eb.BartForConditionalGeneration(config, key=getkey()))
+    ids = np.array([[5, 6, 7, 2]])
+    with jax.debug_infs(True), jax.debug_nans(True):
+        output = model.generate(ids, max_new_tokens=4, key=getkey(), **settings)
+        jitted = eqx.filter_jit(model.generate)(
+            jnp.asarray(ids), max_new_tokens=4, key=getkey(), **settings
+        )
+    assert output.sequences.shape == jitted.sequences.shape

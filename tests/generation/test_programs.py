@@ -114,12 +114,12 @@ def test_the_oldest_program_is_let_go(monkeypatch):
 
 
 def test_what_is_no_array_tells_programs_apart():
-    def scaled(x, factor):
-        return jax.tree.map(lambda x: x * factor, x), factor
+    def filled(x, value):
+        return jax.tree.map(lambda x: jnp.full(x.shape, value), x), value
 
-    for factor in (1, 1.0, True, 2):
-        found, same = programs.run(scaled, jnp.ones(2, int), factor)
-        assert found.dtype == (jnp.ones(2, int) * factor).dtype
-        assert (type(same), same) == (type(factor), factor)
+    for value in (1, 1.0, True, 2):
+        found, same = programs.run(filled, jnp.ones(2, int), value)
+        assert found.dtype == jnp.asarray(value).dtype
+        assert (type(same), same) == (type(value), value)
     with pytest.raises(TypeError, match=r"must be hashable; it is not in \{1\}"):
-        programs.run(scaled, jnp.ones(2), {1})
+        programs.run(filled, jnp.ones(2), {1})

@@ -241,8 +241,9 @@ def test_results_on_request(models, settings):
     if beams is not None:
         width = beams.shape[1]
         assert np.array_equal(output.beam_indices[:, :width], beams)
-        new = output.lengths - 1
-        assert_close(output.token_log_probs.sum(1) / new, output.sequences_scores, 1e-5)
+        new = np.asarray(output.lengths) - 1
+        log_probs = np.asarray(output.token_log_probs)
+        assert_close(log_probs.sum(1) / new, output.sequences_scores, 1e-5)
         assert_close(output.sequences_scores, expected.sequences_scores, 1e-4)
     transitions = theirs.compute_transition_scores(
         expected.sequences, expected.scores, beams, normalize_logits=beams is None

@@ -56,7 +56,7 @@ def forward(model, ids):
 
 
 def loss(model, ids):
-    return eb.seq2seq_loss(eqx.combine(model, REST), ids, None, ids).mean
+    return eb.seq2seq_loss(eqx.combine(model, REST), ids, None, ids % 50).mean
 
 
 def generate(model, ids):

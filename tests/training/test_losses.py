@@ -23,6 +23,7 @@ from oracle import (
 )
 
 import eqx_bart as eb
+from eqx_bart.training import losses
 
 
 PROBLEM_TYPES = (
@@ -228,8 +229,7 @@ def test_classification_of_logits(num_labels, problem_type, labels, name):
         targets = targets.reshape(2, num_labels)
     theirs = getattr(torch.nn.functional, name)
     expected = theirs(torch.from_numpy(logits), targets, reduction="sum")
-    config = eb.BartConfig(num_labels=num_labels, problem_type=problem_type)
-    found = eb.classification_loss(jnp.asarray(logits), labels, config)
+    found = losses._classification_loss(jnp.asarray(logits), labels, problem_type)
     assert np.isclose(found.total, expected.item(), rtol=1e-5)
     assert found.count == (2 if name == "cross_entropy" else logits.size)
 
@@ -237,8 +237,10 @@ def test_classification_of_logits(num_labels, problem_type, labels, name):
 def test_terms_are_averaged_by_themselves():
     rng = np.random.default_rng(2)
     starts, ends = (rng.normal(size=(3, 4)).astype(np.float32) for _ in range(2))
-    found = eb.question_answering_loss(
-        jnp.asarray(starts), jnp.asarray(ends), np.array([0, 3, 4]), np.array([7, -2, 5])
+    found = jax.tree.map(
+        lambda *terms: jnp.stack(terms),
+        losses._position_loss(jnp.asarray(starts), np.array([0, 3, 4])),
+        losses._position_loss(jnp.asarray(ends), np.array([7, -2, 5])),
     )
     assert found.count.tolist() == [2, 1]
     expected = [
@@ -265,11 +267,7 @@ def test_classification(classifier, setting):
     if labels.dtype == float:
         labels = labels.astype(np.float64 if setting.double else np.float32)
     batch.compare(
-        lambda model: (
-            eb.classification_loss(
-                model(batch.ids, batch.mask).logits, labels, model.config
-            ).mean
-        ),
+        lambda model: eb.classification_loss(model, batch.ids, batch.mask, labels).mean,
         batch.their_outputs(labels=labels).loss,
     )
 
@@ -280,10 +278,7 @@ def test_question_answering(setting):
     starts, ends = np.array([0, 5, 9]), np.array([2, -3, 5])
 
     def loss(model):
-        out = model(batch.ids, batch.mask)
-        return eb.question_answering_loss(
-            out.start_logits, out.end_logits, starts, ends
-        ).mean
+        return eb.question_answering_loss(model, batch.ids, batch.mask, starts, ends).mean
 
     outputs = batch.their_outputs(start_positions=starts, end_positions=ends)
     batch.compare(loss, outputs.loss)
@@ -387,13 +382,11 @@ def test_losses_of_empty_batches(config, getkey):
         assert loss == 0
         assert not any(np.any(grad) for grad in leaves(grads))
     model = eqx.nn.inference_mode(eb.BartForSequenceClassification(config, key=getkey()))
-    logits = eqx.filter_jit(model)(ids).logits
     none = np.zeros(0, np.int32)
-    assert eb.classification_loss(logits, none, config).mean == 0
+    assert eqx.filter_jit(eb.classification_loss)(model, ids, None, none).mean == 0
     model = eqx.nn.inference_mode(eb.BartForQuestionAnswering(config, key=getkey()))
-    out = eqx.filter_jit(model)(ids)
-    starts, ends = out.start_logits, out.end_logits
-    assert eb.question_answering_loss(starts, ends, none, none).mean == 0
+    loss = eqx.filter_jit(eb.question_answering_loss)(model, ids, None, none, none)
+    assert loss.mean == 0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -436,11 +429,29 @@ def test_wrong_labels(config, getkey):
             eb.cross_entropy(logits, np.asarray([0, 1]), label_smoothing=share)
     with pytest.raises(ValueError, match="chunk_size must be 1 or more; it is 0"):
         eb.chunked_cross_entropy(eqx.nn.Identity(), logits, np.array([0, 1]), chunk_size=0)
-    with pytest.raises(ValueError, match=r"needs labels class ids \[batch\]"):
-        eb.classification_loss(
-            logits,
-            np.zeros(2, np.float32),
-            eb.BartConfig(num_labels=5, problem_type="single_label_classification"),
-        )
-    with pytest.raises(ValueError, match=r"multi_label.* needs labels \[2, 5\]"):
-        eb.classification_loss(logits, np.zeros(2, np.float32), eb.BartConfig(num_labels=5))
+    ids = np.array([[5, 6, 2], [7, 8, 2]])
+    for problem_type, message in (
+        ("single_label_classification", r"needs labels class ids \[batch\]"),
+        (None, r"multi_label.* needs labels \[2, 3\]"),
+    ):
+        changed = config.updated(problem_type=problem_type)
+        model = eb.BartForSequenceClassification(changed, key=getkey())
+        with pytest.raises(ValueError, match=message):
+            eb.classification_loss(
+                eqx.nn.inference_mode(model), ids, None, np.zeros(2, np.float32)
+            )
+
+
+def test_a_wrong_label_is_called_a_label(config, getkey):
+    """Not the decoder input that is made of it, which nobody has passed."""
+    model = eqx.nn.inference_mode(eb.BartForConditionalGeneration(config, key=getkey()))
+    ids, labels = np.array([[5, 6, 2]]), np.array([[5, -100, 41]])
+    for options in ({}, {"chunk_size": 2}, {"decoder_input_ids": ids}):
+        with pytest.raises(ValueError, match=r"^labels must lie .*; labels\[0, 2\] is 41"):
+            eb.seq2seq_loss(model, ids, None, labels, **options)
+    jitted = eqx.filter_jit(eb.seq2seq_loss)
+    with pytest.raises(RuntimeError, match=r"labels must lie in \[0, 41\)"):
+        jax.block_until_ready(jitted(model, ids, None, jnp.asarray(labels)))
+    head = eqx.nn.Identity()
+    with pytest.raises(ValueError, match=r"labels\[1\] is 5"):
+        eb.chunked_cross_entropy(head, jnp.ones((2, 5)), np.array([0, 5]), chunk_size=1)

@@ -57,8 +57,11 @@ class LogitsProcessor(eqx.Module):
 
 
 def number(value: Any) -> Number:
-    """A number as an array."""
-    return value if isinstance(value, jax.Array) else np.asarray(value)
+    """A number as an array; an integer as one of 32 bits."""
+    if isinstance(value, jax.Array):
+        return value
+    array = np.asarray(value)
+    return array.astype(np.int32) if np.issubdtype(array.dtype, np.integer) else array
 
 
 def id_array(token_ids: Any) -> Ids:
@@ -94,5 +97,6 @@ def forbid(
 
 def count(input_ids: Tokens, length: Integer[Array, ""]) -> Integer[Array, "rows 1"]:
     """How many of the first `length` places are not padding."""
-    is_token = (input_ids >= 0) & (jnp.arange(input_ids.shape[1]) < length)
-    return jnp.sum(is_token, axis=1, keepdims=True)
+    place = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
+    is_token = (input_ids >= 0) & (place < length)
+    return jnp.sum(is_token, axis=1, keepdims=True, dtype=jnp.int32)

@@ -48,11 +48,11 @@ class SequenceBiasLogitsProcessor(LogitsProcessor):
     ) -> Scores:
         sequences = jnp.asarray(self.sequences)
         biases = jnp.asarray(self.biases, scores.dtype)
-        before = sequences[:, :-1]
-        suffix = _suffix(input_ids, length, before.shape[1])[:, None]
+        before = sequences[None, :, :-1]
+        suffix = _suffix(input_ids, length, before.shape[-1])[:, None]
         is_match = jnp.all((suffix == before) | (before < 0), axis=-1)
         return scores.at[:, columns(sequences[:, -1], scores)].add(
-            jnp.where(is_match, biases, 0), mode="drop"
+            jnp.where(is_match, biases[None], 0), mode="drop"
         )
 
 
@@ -80,7 +80,7 @@ class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
     ) -> Scores:
-        is_decided = jnp.arange(input_ids.shape[1]) < length
+        is_decided = jnp.arange(input_ids.shape[1], dtype=jnp.int32) < length
         return _penalise(scores, jnp.where(is_decided, input_ids, -1), self.penalty)
 
 
@@ -92,7 +92,7 @@ class NoRepeatNGramLogitsProcessor(LogitsProcessor):
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
     ) -> Scores:
-        is_decided = jnp.arange(input_ids.shape[1]) < length
+        is_decided = jnp.arange(input_ids.shape[1], dtype=jnp.int32) < length
         history = jnp.where(is_decided, input_ids, -1)
         return _forbid_ngrams(scores, history, input_ids, length, self.ngram_size)
 
@@ -119,7 +119,7 @@ def _per_row(
 
 def _places(scores: Scores, token_ids: Integer[Array, "rows ids"]) -> tuple[Array, Array]:
     """The index of each row's tokens in `scores`."""
-    return jnp.arange(len(scores))[:, None], columns(token_ids, scores)
+    return jnp.arange(len(scores), dtype=jnp.int32)[:, None], columns(token_ids, scores)
 
 
 def _penalise(

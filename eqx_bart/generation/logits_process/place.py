@@ -74,7 +74,7 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
     ) -> Scores:
         places = columns(self.eos_token_id, scores)
         eos = scores.at[:, places].get(mode="fill", fill_value=0)
-        excess = jnp.maximum(length - self.start, 0)
+        excess = jnp.maximum(length - self.start, 0).astype(eos.dtype)
         bonus = jnp.abs(eos) * (jnp.asarray(self.factor, eos.dtype) ** excess - 1)
         bonus = jnp.where(jnp.isfinite(eos), bonus, 0)
         return scores.at[:, places].add(bonus, mode="drop")
@@ -104,7 +104,8 @@ class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
     ) -> Scores:
         begin_index = jnp.asarray(self.begin_index)
         if self.is_bos_forced:
-            begin_index += count(input_ids, begin_index) == 1
+            is_next = count(input_ids, begin_index) == 1
+            begin_index += is_next.astype(begin_index.dtype)
         return forbid(scores, self.begin_suppress_tokens, when=length == begin_index)
 
 

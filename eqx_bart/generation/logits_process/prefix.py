@@ -99,10 +99,10 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
         starts, tokens = jnp.asarray(self.starts), jnp.asarray(self.tokens)
         node = self._walk(input_ids, length)
         first, end = starts[node], starts[node + 1]
-        edge = first[:, None] + jnp.arange(self.max_children)
+        edge = first[:, None] + jnp.arange(self.max_children, dtype=jnp.int32)[None]
         token = tokens.at[edge].get(mode="fill", fill_value=0)
         token = jnp.where(edge < end[:, None], token, scores.shape[1])
-        rows = jnp.arange(len(scores))[:, None]
+        rows = jnp.arange(len(scores), dtype=jnp.int32)[:, None]
         kept = scores.at[rows, token].get(mode="fill", fill_value=0)
         allowed = jnp.full_like(scores, -jnp.inf).at[rows, token].set(kept, mode="drop")
         return jnp.where((node < 0)[:, None] | (first == end)[:, None], scores, allowed)
