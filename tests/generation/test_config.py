@@ -178,6 +178,15 @@ def test_settled_leaves_nothing_open():
             assert getattr(config, name) == declared.default
 
 
+@pytest.mark.parametrize("prompt_length", [1, 5, 20])
+def test_the_default_length(prompt_length):
+    """20 new tokens, as HF's, or as many as there are positions for."""
+    config = eb.GenerationConfig()
+    assert config.settled(prompt_length, 10, 99).max_new_tokens == 20
+    room = min(20, 21 - prompt_length)
+    assert config.settled(prompt_length, 10, 21).max_new_tokens == room
+
+
 def test_documentation():
     documented = inspect.getdoc(eb.GenerationConfig)
     assert documented.startswith("The settings of `generate`, under HF's names.\n")
@@ -197,6 +206,9 @@ def test_a_config_is_static():
     same = eb.GenerationConfig(num_beams=3, bad_words_ids=[[1, 2]])
     assert (config, hash(config)) == (same, hash(same))
     assert config != dataclasses.replace(config, num_beams=4)
+    changed = eb.GenerationConfig(num_beams=4, bad_words_ids=[[1, 2]])
+    changed = changed.changed(None, {"num_beams": 3})  # where it is from, it does not show
+    assert (changed, hash(changed), repr(changed)) == (config, hash(config), repr(config))
     assert jax.tree.leaves(config) == []
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.num_beams = 4

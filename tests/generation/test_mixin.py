@@ -214,7 +214,7 @@ def test_bad_settings(config, getkey):
             {"num_beams": 2, "num_return_sequences": 3},
             "num_return_sequences=3 .* is more than num_beams=2",
         ),
-        ({"num_return_sequences": 3}, "greedy search has one answer"),
+        ({"num_return_sequences": 2}, "greedy search has one answer"),
         (
             {"min_new_tokens": 5, "max_new_tokens": 4},
             "min_new_tokens=5 .* is more than max_new_tokens=4",

@@ -7,6 +7,7 @@ import torch
 from oracle import assert_close, convert, random_config, random_ids, random_model
 
 from eqx_bart.generation import mixin, programs
+from eqx_bart.generation.slots import by_row
 
 
 def pair(kind, seed):
@@ -78,3 +79,14 @@ def test_samples_are_rows(kind):
         key=jax.random.key(0),
     )
     assert np.array_equal(samples.sequences, np.repeat(greedy, 3, axis=0))
+
+
+@pytest.mark.parametrize("many", [(2, 12), (2, 3), (3, 2, 4), (5, 4)])
+def test_a_cache_whose_rows_are_not_its_first_axis(many):
+    """A cache of one's own, for 3 rows of each of 2 inputs."""
+    one = (np.zeros((2, 4)), np.zeros(7))
+    assert by_row(one, (np.zeros((6, 4)), np.zeros(7)), 3) == (True, False)
+    with pytest.raises(
+        ValueError, match=r"shape \(2, 4\) for one row .* must be its first"
+    ):
+        by_row(one, (np.zeros(many), np.zeros(7)), 3)

@@ -447,5 +447,7 @@ def test_a_decoder_alone_continues_its_prompt():
                 use_cache=False,  # with it, HF's raises if it has more layers
                 **settings,
             )[0]
-            answer = np.asarray(output.sequences)[i, first : int(output.lengths[i])]
+            sequence = np.asarray(output.sequences)[i]
+            answer = sequence[first : int(output.lengths[i])]
             assert np.array_equal(answer, expected[: len(answer)])
+            assert np.all(sequence[:first] == config.pad_token_id)
