@@ -5,6 +5,7 @@ import numpy as np
 from jaxtyping import Float, Integer, PRNGKeyArray
 
 from ..nn.checks import ArrayLike
+from ..nn.mesh import NO_ROWS
 from ..settings import as_id_tuple
 from .config import GenerationConfig
 from .inputs import GenerationInputs
@@ -83,7 +84,7 @@ class LoopInputs(eqx.Module):
     """
 
     inputs: GenerationInputs
-    settings: LoopSettings
+    settings: LoopSettings = eqx.field(metadata=NO_ROWS)
     processors: tuple[LogitsProcessor, ...]
     key: PRNGKeyArray | None
 

@@ -8,9 +8,11 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from ..nn.checks import ArrayLike, check_range, error_if, Mask
+from ..nn.mesh import is_spread, put_rows, rows_sharding
 
 
 #: Shorter sequences are padded to this length.
@@ -49,31 +51,32 @@ class GenerationInputs(eqx.Module):
 
     def bucketed(self, limit: int) -> "GenerationInputs":
         """These inputs, with rows and tokens padded to a power of two, but not beyond
-        `limit` tokens, so that few programs are compiled."""
+        `limit` tokens, so that few programs are compiled. Rows that are split over devices
+        stay so, as many on each of them."""
+        sharding = rows_sharding(self)
+        num_rows = usual_rows(len(self.prompt), sharding)
 
-        def pad(x: Any, value: int) -> np.ndarray | None:
-            return x if x is None else _pad(np.asarray(x), value, limit, left=False)
+        def pad(x: Any, value: int, *, left: bool = False) -> Any:
+            return x if x is None else _pad_rows(_pad(x, value, limit, left=left), num_rows)
 
         mask = self.encoder_attention_mask
         source = None if mask is None else mask.shape
 
-        def pad_outputs(x: Any) -> np.ndarray:
-            array = np.asarray(x)
-            if array.shape[:2] != source:
-                return _pad_rows(array)
-            return _pad(array, 0, limit, left=False)
+        def pad_outputs(x: Any) -> Any:
+            return _pad_rows(x, num_rows) if x.shape[:2] != source else pad(x, 0)
 
-        prompt = np.asarray(self.prompt)
-        return GenerationInputs(
+        prompt = self.prompt
+        padded = GenerationInputs(
             # A prompt of one token is the usual one, and needs no prefill.
-            _pad_rows(prompt)
+            _pad_rows(prompt, num_rows)
             if prompt.shape[1] == 1
-            else _pad(prompt, -1, limit, left=True),
+            else pad(prompt, -1, left=True),
             pad(self.input_ids, -1),
             jax.tree.map(pad_outputs, self.encoder_outputs),
             pad(mask, 0),
             inputs_embeds=pad(self.inputs_embeds, 0),
         )
+        return put_rows(padded, sharding, num_rows)
 
 
 def power_of_two(size: int) -> int:
@@ -81,19 +84,32 @@ def power_of_two(size: int) -> int:
     return 1 << (max(size, 1) - 1).bit_length()
 
 
-def _pad(x: np.ndarray, value: int, limit: int, *, left: bool) -> np.ndarray:
+def usual_rows(size: int, sharding: NamedSharding | None) -> int:
+    """How many rows `size` are padded to: a power of two on each device."""
+    parts = 1 if sharding is None else size // sharding.shard_shape((size,))[0]
+    return parts * power_of_two(size // parts)
+
+
+def _pad(x: ArrayLike, value: int, limit: int, *, left: bool) -> ArrayLike:
+    """`x`, padded along its second axis."""
     length = x.shape[1]
     usual = min(power_of_two(max(length, _SMALLEST_LENGTH)), limit)
     missing = max(usual - length, 0)
     widths = [(0, 0), (missing, 0) if left else (0, missing), *[(0, 0)] * (x.ndim - 2)]
-    return _pad_rows(np.pad(x, widths, constant_values=value))
+    return array_library(x).pad(x, widths, constant_values=value)
 
 
-def _pad_rows(x: np.ndarray) -> np.ndarray:
-    """`x`, with its last row repeated up to a power of two; no rows become one of zeros."""
-    last = x[-1:] if len(x) else np.zeros_like(x, shape=(1, *x.shape[1:]))
-    size = power_of_two(len(x))
-    return np.concatenate([x, np.repeat(last, size - len(x), axis=0)])
+def _pad_rows(x: ArrayLike, size: int) -> ArrayLike:
+    """`x`, with its last row repeated up to `size`; no rows become one of zeros."""
+    library = array_library(x)
+    last = x[-1:] if len(x) else library.zeros_like(x, shape=(1, *x.shape[1:]))
+    return library.concatenate([x, library.repeat(last, size - len(x), axis=0)])
+
+
+def array_library(*arrays: Any) -> Any:
+    """What computes with these arrays: JAX if they are traced, or spread over devices;
+    otherwise NumPy, because JAX would compile a program for each shape."""
+    return jnp if is_traced(arrays) or is_spread(arrays) else np
 
 
 def is_traced(*values: Any) -> bool:
@@ -118,7 +134,7 @@ def masked_ids(
     if attention_mask is None:
         return ids
     mask, empty, message = _empty_rows(attention_mask, names[1])
-    ids = jnp.where(mask, ids, -1) if is_traced(ids, mask) else np.where(mask, ids, -1)
+    ids = array_library(ids, mask).where(mask, ids, -1)
     return error_if(ids, empty, message)
 
 
@@ -142,11 +158,11 @@ def _empty_rows(
     attention_mask: Mask[ArrayLike, "batch length"], name: str
 ) -> tuple[Bool[ArrayLike, "batch length"], Bool[ArrayLike, "batch"], str]:
     """The mask as booleans, which rows it masks completely, and what the error says."""
-    if is_traced(attention_mask):
-        mask = jnp.asarray(attention_mask, bool)
-        return mask, ~jnp.any(mask, axis=1), f"{name} masks every token of a row."
-    mask = np.asarray(attention_mask, bool)
-    empty = np.asarray(~mask.any(axis=1))
+    mask = array_library(attention_mask).asarray(attention_mask, bool)
+    empty = ~mask.any(axis=1)
+    if is_traced(empty):
+        return mask, empty, f"{name} masks every token of a row."
+    empty = np.asarray(empty)
     row = np.argmax(empty) if len(empty) else 0
     return mask, empty, f"{name} masks every token of row {row}."
 

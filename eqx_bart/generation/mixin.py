@@ -13,10 +13,11 @@ from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 from ..explained import explained
 from ..nn.dropout import refuse_dropout
 from ..nn.matmul import at_least_float32
+from ..nn.mesh import on_any_mesh, put_rows, rows_sharding
 from .beam_search import BeamSearch
 from .call import GenerationCall, LoopInputs
 from .config import GenerationConfig
-from .inputs import align_right, GenerationInputs, is_traced
+from .inputs import align_right, array_library, GenerationInputs, is_traced
 from .logits_process import LogitsProcessor
 from .output import GenerationOutput
 from .programs import run
@@ -131,6 +132,7 @@ class GenerationMixin(eqx.Module):
         return GenerationCall(inputs, tuple(logits_processors), key, config)
 
     @explained
+    @on_any_mesh
     def generate(self, *args: Any, **kwargs: Any) -> GenerationOutput:
         """Generates token ids; `prepare_generation` has the arguments.
 
@@ -171,6 +173,13 @@ class GenerationMixin(eqx.Module):
         **Raises** as `generate` does, and `ValueError` inside `jit`, or with beams if
         `num_return_sequences` is more than 1.
         """
+        call, usual = self._checked_stream(*args, **kwargs)
+        return self._stream(usual, len(call.inputs.prompt))
+
+    @on_any_mesh
+    def _checked_stream(
+        self, *args: Any, **kwargs: Any
+    ) -> tuple[GenerationCall, LoopInputs]:
         call = self.prepare_generation(*args, **kwargs)
         if is_traced(self, call):
             raise ValueError("stream cannot run inside jit: use generate, or step.")
@@ -180,20 +189,28 @@ class GenerationMixin(eqx.Module):
                 "stream gives the best beam alone: pass num_return_sequences=1, not "
                 f"{config.num_return_sequences}."
             )
-        return self._stream(call)
+        return call, call.in_usual_shapes(self.max_positions)
 
-    def _stream(self, call: GenerationCall) -> Iterator[list[np.ndarray]]:
-        num_rows = len(call.inputs.prompt) * call.config.num_return_sequences
-        usual = call.in_usual_shapes(self.max_positions)
-        state = run(GenerationMixin._start, self, usual)
+    def _stream(self, loop: LoopInputs, batch_size: int) -> Iterator[list[np.ndarray]]:
+        num_rows = batch_size * loop.settings.num_return_sequences
+        state = self._compiled_start(loop)
         yielded = [0] * num_rows
         while not state.is_done:
-            state = run(GenerationMixin.step, self, state)
+            state = self._compiled_step(state)
             decided = state.decided()[:num_rows]
             yield [row[n:] for row, n in zip(decided, yielded, strict=True)]
             yielded = [len(row) for row in decided]
 
+    @on_any_mesh
+    def _compiled_start(self, loop: LoopInputs) -> GenerationState:
+        return run(GenerationMixin._start, self, loop)
+
+    @on_any_mesh
+    def _compiled_step(self, state: GenerationState) -> GenerationState:
+        return run(GenerationMixin.step, self, state)
+
     @explained
+    @on_any_mesh
     def init_generation(self, *args: Any, **kwargs: Any) -> GenerationState:
         """The state before the first step, for a loop of your own; see `step`.
 
@@ -202,6 +219,7 @@ class GenerationMixin(eqx.Module):
         return self._start(self.prepare_generation(*args, **kwargs).exact())
 
     @explained
+    @on_any_mesh
     def step(self, state: GenerationState) -> GenerationState:
         """The state after one more token in each row.
 
@@ -330,17 +348,18 @@ def _trimmed(
     ):
         return output
 
+    library = array_library(output)
+
     def cut(x: Any, *slices: slice) -> Any:
-        # In NumPy, because JAX would compile a program for each shape.
-        return None if x is None else jax.device_put(np.asarray(x)[slices])
+        return None if x is None else jax.device_put(library.asarray(x)[slices])
 
     of_steps = (slice(rows), slice(steps))
     cross_attentions = output.cross_attentions
-    return GenerationOutput(
+    trimmed = GenerationOutput(
         sequences=cut(
             output.sequences, slice(rows), slice(padding, padding + prompt_length + steps)
         ),
-        lengths=jax.device_put(np.asarray(output.lengths)[:rows] - padding),
+        lengths=cut(library.asarray(output.lengths) - padding, slice(rows)),
         sequences_scores=cut(output.sequences_scores, slice(rows)),
         scores=cut(output.scores, slice(steps), slice(beams)),
         logits=cut(output.logits, slice(steps), slice(beams)),
@@ -353,3 +372,4 @@ def _trimmed(
             cross_attentions,
         ),
     )
+    return put_rows(trimmed, rows_sharding(usual.inputs), batch)

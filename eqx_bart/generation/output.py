@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
+from ..nn.mesh import ROWS_SECOND
 from ..nn.output import ModelOutput
 
 
@@ -37,8 +39,12 @@ class GenerationOutput(ModelOutput):
     sequences: Integer[Array, "rows max_length"]
     lengths: Integer[Array, " rows"]
     sequences_scores: Float[Array, " rows"] | None = None
-    scores: Float[Array, "steps beams vocab"] | None = None
-    logits: Float[Array, "steps beams vocab"] | None = None
+    scores: Float[Array, "steps beams vocab"] | None = eqx.field(
+        default=None, metadata=ROWS_SECOND
+    )
+    logits: Float[Array, "steps beams vocab"] | None = eqx.field(
+        default=None, metadata=ROWS_SECOND
+    )
     beam_indices: Integer[Array, "rows steps"] | None = None
     token_log_probs: Float[Array, "rows steps"] | None = None
     cross_attentions: tuple[Float[Array, "rows heads steps source"] | None, ...] | None = (

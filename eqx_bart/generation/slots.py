@@ -1,6 +1,7 @@
 """Where in a cache the rows of an input keep their tokens."""
 
 import abc
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -161,12 +162,18 @@ class OwnSlots(AbstractSlots):
         last = jax.lax.dynamic_index_in_dim(
             newest.ancestors, newest.step - 1, 2, keepdims=False
         )
-        row, first = (jnp.arange(n, dtype=jnp.int32) for n in (rows, batch))
+        row = jnp.arange(rows, dtype=jnp.int32)
         last = jnp.where(newest.step > 0, last, row[None])
-        index = (last + rows * first[:, None]).reshape(-1)
+
+        def move(x: Array) -> Array:
+            # Input by input, so that the inputs may be on different devices.
+            by_input = x.reshape(batch, rows, *x.shape[1:])
+            take = functools.partial(jnp.take, axis=0, mode="clip")
+            return jax.vmap(take)(by_input, last).reshape(x.shape)
+
         leaves, structure = jax.tree.flatten(self.cache)
         moved = [
-            jnp.take(x, index, axis=0, mode="clip") if is_by_row else x
+            move(x) if is_by_row else x
             for x, is_by_row in zip(leaves, self.is_by_row, strict=True)
         ]
         return jax.tree.unflatten(structure, moved)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from ..nn.matmul import at_least_float32
+from ..nn.mesh import NO_ROWS, on_any_mesh, ROWS_SECOND
 from .call import LoopSettings
 from .logits_process import InfNanRemoveLogitsProcessor, LogitsProcessor
 from .output import GenerationOutput
@@ -18,11 +19,11 @@ from .slots import AbstractSlots, CrossAttentions, Decode, Newest
 class Records(eqx.Module):
     """What is kept of one step, or of all steps, for the result, where it is asked for."""
 
-    scores: Float[Array, "*steps batch rows vocab"] | None
-    logits: Float[Array, "*steps batch rows vocab"] | None
+    scores: Float[Array, "*steps batch rows vocab"] | None = eqx.field(metadata=ROWS_SECOND)
+    logits: Float[Array, "*steps batch rows vocab"] | None = eqx.field(metadata=ROWS_SECOND)
     cross_attentions: (
         tuple[Float[Array, "*steps batch heads rows source"] | None, ...] | None
-    )
+    ) = eqx.field(metadata=ROWS_SECOND)
 
     @classmethod
     def of_step(
@@ -64,7 +65,7 @@ class Progress(eqx.Module):
     input_ids: Integer[Array, "batch rows max_length"]
     ancestors: Integer[Array, "batch rows steps"]
     num_new: Integer[Array, ""]
-    settings: LoopSettings
+    settings: LoopSettings = eqx.field(metadata=NO_ROWS)
     prompt_length: int = eqx.field(static=True)
 
     @property
@@ -230,6 +231,7 @@ class GenerationState(eqx.Module):
             flat = processor(input_ids, flat, self.progress.length)
         return jnp.where(is_nan, jnp.nan, flat.reshape(scores.shape))
 
+    @on_any_mesh
     def output(self) -> GenerationOutput:
         """What `generate` returns, once all rows have ended."""
         result = self.strategy.result(self.progress)

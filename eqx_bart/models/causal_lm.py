@@ -19,6 +19,7 @@ from ..nn.checks import ArrayLike, Mask
 from ..nn.embedding import Embedding
 from ..nn.layer import Show
 from ..nn.linear import AbstractLinear
+from ..nn.mesh import on_any_mesh
 from .bart import token_embedding
 from .cache import BartCache, check_max_length
 from .decoder import BartDecoder
@@ -96,6 +97,7 @@ class BartForCausalLM(LanguageModel):
         return Projection(self.lm_head or self.decoder_embed_tokens)
 
     @explained
+    @on_any_mesh
     def init_cache(
         self,
         batch_size: int,
@@ -128,6 +130,7 @@ class BartForCausalLM(LanguageModel):
         )
 
     @explained
+    @on_any_mesh
     def decode(
         self,
         input_ids: Integer[ArrayLike, "batch length"] | None,
@@ -159,6 +162,7 @@ class BartForCausalLM(LanguageModel):
         return self._decoder_output(decoded, cache.source, show), next_cache
 
     @explained
+    @on_any_mesh
     def __call__(
         self,
         input_ids: Integer[ArrayLike, "batch length"] | None = None,

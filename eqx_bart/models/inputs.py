@@ -10,6 +10,7 @@ from ..explained import explained
 from ..nn.checks import ArrayLike, as_indices, Mask
 from ..nn.embedding import Embedding
 from ..nn.layer import Show, Source
+from ..nn.mesh import on_any_mesh
 from .cache import BartCache
 from .decoder import BartDecoder
 from .outputs import BaseModelOutput, BaseModelOutputWithCrossAttentions
@@ -20,6 +21,7 @@ IGNORE_INDEX = -100
 
 
 @explained
+@on_any_mesh
 def shift_tokens_right(
     input_ids: Integer[ArrayLike, "batch length"],
     pad_token_id: int | None,

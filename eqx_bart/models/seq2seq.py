@@ -15,6 +15,7 @@ from ..nn.checks import ArrayLike, Mask
 from ..nn.dropout import split_key
 from ..nn.embedding import Embedding
 from ..nn.layer import Show
+from ..nn.mesh import on_any_mesh
 from ..nn.output import ModelOutput
 from .cache import BartCache, check_max_length
 from .decoder import BartDecoder
@@ -85,6 +86,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         """What `decode` makes of the decoder's outputs."""
 
     @explained
+    @on_any_mesh
     def encode(
         self,
         input_ids: Integer[ArrayLike, "batch source"] | None = None,
@@ -127,6 +129,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         )
 
     @explained
+    @on_any_mesh
     def init_cache(
         self,
         encoder_outputs: Any,
@@ -197,6 +200,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
     ) -> tuple[DecodedT, BartCache]: ...
 
     @explained
+    @on_any_mesh
     def decode(
         self,
         decoder_input_ids: Integer[ArrayLike, "batch target"] | None = None,
@@ -292,6 +296,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         )
 
     @explained
+    @on_any_mesh
     def __call__(
         self,
         input_ids: Integer[ArrayLike, "batch source"] | None = None,

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
+from .mesh import on_any_mesh
+
 
 class KeyValues(eqx.Module):
     """What an attention attends to: a key and a value for each slot and head.
@@ -31,6 +33,7 @@ class KeyValues(eqx.Module):
         zeros = jnp.zeros((batch_size, heads, length, head_dim), dtype)
         return cls(zeros, zeros)
 
+    @on_any_mesh
     def write(self, new: "KeyValues", start: int | Integer[Array, ""]) -> "KeyValues":
         """These, with `new` written over the slots from `start` on. The caller must check
         that the slots exist.

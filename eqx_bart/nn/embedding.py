@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from .checks import ArrayLike, as_indices, check_range, error_if, outside
+from .mesh import on_any_mesh
 from .norm import LayerNorm
 
 
@@ -51,6 +52,7 @@ class Embedding(eqx.Module):
         """The number of tokens."""
         return self.weight.shape[0]
 
+    @on_any_mesh
     def __call__(
         self, ids: Integer[ArrayLike, "batch length"], name: str = "input_ids"
     ) -> Float[Array, "batch length d_model"]:
@@ -61,6 +63,7 @@ class Embedding(eqx.Module):
         """
         return self.lookup(check_range(ids, self.vocab_size, name, "the vocabulary"))
 
+    @on_any_mesh
     def lookup(self, ids: Integer[Array, "*batch"]) -> Float[Array, "*batch d_model"]:
         """`__call__` without a check: NaN for ids outside the table."""
         rows = _rows(self.weight, ids)
@@ -136,6 +139,7 @@ class LearnedPositionalEmbedding(AbstractPositionalEmbedding):
     def max_positions(self) -> int:
         return self.weight.shape[0] - POSITION_OFFSET
 
+    @on_any_mesh
     def lookup(
         self, position_ids: Integer[Array, "#batch length"]
     ) -> Float[Array, "#batch length d_model"]:

@@ -15,6 +15,7 @@ from ..models.question_answering import BartForQuestionAnswering
 from ..models.sequence_classification import BartForSequenceClassification
 from ..nn.checks import ArrayLike, as_indices, error_if, Mask, outside
 from ..nn.matmul import at_least_float32
+from ..nn.mesh import on_any_mesh
 
 
 class LossSum(eqx.Module):
@@ -38,6 +39,7 @@ class LossSum(eqx.Module):
 
 
 @explained
+@on_any_mesh
 def cross_entropy(
     logits: Float[Array, "*batch classes"],
     labels: Integer[ArrayLike, "*batch"],
@@ -79,6 +81,7 @@ def cross_entropy(
 
 
 @explained
+@on_any_mesh
 def chunked_cross_entropy(
     head: Callable[[Float[Array, "1 rows d_model"]], Float[Array, "1 rows classes"]],
     hidden_states: Float[Array, "*batch d_model"],
@@ -167,6 +170,7 @@ def _sum_of_chunks(
 
 
 @explained
+@on_any_mesh
 def seq2seq_loss(
     model: BartForConditionalGeneration,
     input_ids: Integer[ArrayLike, "batch source"] | None,
@@ -228,6 +232,7 @@ def seq2seq_loss(
 
 
 @explained
+@on_any_mesh
 def classification_loss(
     model: BartForSequenceClassification,
     input_ids: Integer[ArrayLike, "batch source"],
@@ -284,6 +289,7 @@ def _classification_loss(
 
 
 @explained
+@on_any_mesh
 def question_answering_loss(
     model: BartForQuestionAnswering,
     input_ids: Integer[ArrayLike, "batch source"],
