@@ -259,7 +259,7 @@ class GenerationState(eqx.Module):
         index = jnp.moveaxis(ancestors, -1, 0)[:, :, None, :, None]
 
         def along(weights: Array) -> Array:
-            chosen = jnp.take_along_axis(weights, jnp.maximum(index, 0), axis=3)
+            chosen = jnp.take_along_axis(weights, index, axis=3)
             chosen = jnp.where(index >= 0, chosen, 0)
             if self.source_offset is not None:
                 chosen = jax.vmap(jnp.roll, (1, 0, None), 1)(chosen, self.source_offset, -1)
