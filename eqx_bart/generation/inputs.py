@@ -56,8 +56,8 @@ class GenerationInputs(eqx.Module):
         sharding = rows_sharding(self)
         num_rows = usual_rows(len(self.prompt), sharding)
 
-        def pad(x: Any, value: int, *, left: bool = False) -> Any:
-            return x if x is None else _pad_rows(_pad(x, value, limit, left=left), num_rows)
+        def pad(x: Any, value: int) -> Any:
+            return x if x is None else _pad_rows(_pad(x, value, limit), num_rows)
 
         mask = self.encoder_attention_mask
         source = None if mask is None else mask.shape
@@ -68,9 +68,7 @@ class GenerationInputs(eqx.Module):
         prompt = self.prompt
         padded = GenerationInputs(
             # A prompt of one token is the usual one, and needs no prefill.
-            _pad_rows(prompt, num_rows)
-            if prompt.shape[1] == 1
-            else pad(prompt, -1, left=True),
+            _pad_rows(prompt, num_rows) if prompt.shape[1] == 1 else pad(prompt, -1),
             pad(self.input_ids, -1),
             jax.tree.map(pad_outputs, self.encoder_outputs),
             pad(mask, 0),
@@ -90,12 +88,12 @@ def usual_rows(size: int, sharding: NamedSharding | None) -> int:
     return parts * power_of_two(size // parts)
 
 
-def _pad(x: ArrayLike, value: int, limit: int, *, left: bool) -> ArrayLike:
+def _pad(x: ArrayLike, value: int, limit: int) -> ArrayLike:
     """`x`, padded along its second axis."""
     length = x.shape[1]
     usual = min(power_of_two(max(length, _SMALLEST_LENGTH)), limit)
     missing = max(usual - length, 0)
-    widths = [(0, 0), (missing, 0) if left else (0, missing), *[(0, 0)] * (x.ndim - 2)]
+    widths = [(0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)]
     return array_library(x).pad(x, widths, constant_values=value)
 
 

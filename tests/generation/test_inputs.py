@@ -1,0 +1,50 @@
+"""What a generation starts from, against HF's."""
+
+import numpy as np
+import pytest
+import torch
+from oracle import convert, random_config, random_ids, random_model
+
+
+@pytest.fixture(scope="module")
+def models():
+    rng = np.random.default_rng([0, 11])
+    config = random_config(rng)
+    config.tie_word_embeddings, config.forced_eos_token_id = False, None
+    config.max_position_embeddings, config.vocab_size = 16, 30
+    config.decoder_start_token_id = 3
+    theirs = random_model("BartForConditionalGeneration", config, 0, torch.float32)
+    return theirs, convert(theirs), random_ids(rng, config, 2, 6)
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [[[5, 6], [7, 8]], [[3, 6], [3, 8]], [[3, 6], [7, 8]], [[5], [6]], [[5, 3], [7, 3]]],
+)
+def test_a_prompt_goes_on_from_the_start_token(prompts, models):
+    """It is put before all rows, unless one of them begins with it."""
+    theirs, ours, ids = models
+    call = {"max_new_tokens": 5, "min_new_tokens": 5}
+    expected = theirs.generate(
+        torch.from_numpy(ids), decoder_input_ids=torch.tensor(prompts), **call
+    )
+    found = ours.generate(ids, decoder_input_ids=np.array(prompts), **call)
+    assert np.array_equal(found.sequences, expected)
+    assert np.all(found.lengths == expected.shape[1])
+
+
+def test_the_start_token_comes_after_the_padding_of_a_prompt(models):
+    _, ours, ids = models
+    found = ours.generate(
+        ids,
+        decoder_input_ids=np.array([[9, 9, 5], [6, 7, 8]]),
+        decoder_attention_mask=np.array([[0, 0, 1], [1, 1, 1]]),
+        max_new_tokens=5,
+    )
+    for row, prompt, padding in zip(found.sequences, ([5], [6, 7, 8]), (2, 0), strict=True):
+        i = 0 if padding else 1
+        alone = ours.generate(
+            ids[i : i + 1], decoder_input_ids=np.array([prompt]), max_new_tokens=5
+        ).sequences[0]
+        assert np.array_equal(row[padding:], alone)
+        assert alone[: 1 + len(prompt)].tolist() == [3, *prompt]
