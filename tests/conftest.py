@@ -1,6 +1,9 @@
 """Fixtures that all tests share."""
 
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -18,6 +21,25 @@ def with_slow(*quick, slow):
     """The cases of a test, of which those that are not `quick` are slow tests."""
     rest = [case for case in slow if case not in quick]
     return [*quick, *(pytest.param(case, marks=pytest.mark.slow) for case in rest)]
+
+
+def on_devices(num_devices, script, *arguments, **environment):
+    """What a script prints, in a process of its own with so many devices."""
+    env = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "JAX_PLATFORMS": "cpu",
+        **environment,
+    }
+    done = subprocess.run(
+        [sys.executable, script, *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 @pytest.fixture

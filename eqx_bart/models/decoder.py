@@ -12,6 +12,7 @@ from ..nn.attention import causal_mask, padding_mask
 from ..nn.checks import ArrayLike, Mask
 from ..nn.embedding import Embedding
 from ..nn.layer import Context, NOTHING, Show
+from ..nn.mesh import on_any_mesh
 from .cache import BartCache
 from .layers import BartDecoderLayer
 from .outputs import BaseModelOutputWithCrossAttentions
@@ -34,6 +35,7 @@ class BartDecoder(BartStack):
             key=key,
         )
 
+    @on_any_mesh
     def init_cache(
         self,
         config: BartConfig,
@@ -57,6 +59,7 @@ class BartDecoder(BartStack):
         )
         return BartCache(config, batch_size, num_slots, layers, source)
 
+    @on_any_mesh
     def __call__(
         self,
         inputs_embeds: Float[Array, "batch length d_model"],
@@ -92,6 +95,7 @@ class BartDecoder(BartStack):
         )
         return self._decode(inputs_embeds, context, None, key=key)[0]
 
+    @on_any_mesh
     def step(
         self,
         inputs_embeds: Float[Array, "batch new d_model"],

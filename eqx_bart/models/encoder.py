@@ -8,6 +8,7 @@ from ..nn.attention import padding_mask
 from ..nn.checks import ArrayLike, Mask
 from ..nn.embedding import Embedding
 from ..nn.layer import Context, NOTHING, Show
+from ..nn.mesh import on_any_mesh
 from .layers import BartEncoderLayer
 from .outputs import BaseModelOutput
 from .stack import BartStack
@@ -29,6 +30,7 @@ class BartEncoder(BartStack):
             key=key,
         )
 
+    @on_any_mesh
     def __call__(
         self,
         inputs_embeds: Float[Array, "batch length d_model"],

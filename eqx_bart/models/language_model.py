@@ -24,6 +24,7 @@ from ..nn.embedding import Embedding
 from ..nn.layer import Show, Source
 from ..nn.linear import AbstractLinear, Linear
 from ..nn.matmul import dot_transposed
+from ..nn.mesh import on_any_mesh
 from .cache import BartCache
 from .decoder import BartDecoder
 from .layers import BartDecoderLayer
@@ -44,6 +45,7 @@ class Projection(eqx.Module):
     lm_head: AbstractLinear | Embedding
     final_logits_bias: Buffer | None = None
 
+    @on_any_mesh
     def __call__(
         self, hidden_states: Float[Array, "batch length d_model"]
     ) -> Float[Array, "batch length vocab"]:

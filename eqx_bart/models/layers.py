@@ -19,6 +19,7 @@ from ..nn.dropout import split_key
 from ..nn.feed_forward import AbstractFeedForward, FeedForward, transform
 from ..nn.layer import AbstractLayer, Context, cross_attend, self_attend, Shown, Source
 from ..nn.linear import AbstractLinear
+from ..nn.mesh import on_any_mesh
 from ..nn.norm import LayerNorm
 from ..nn.stored import INLINED
 
@@ -62,6 +63,7 @@ class BartEncoderLayer(BartLayer):
     ) -> None:
         return None
 
+    @on_any_mesh
     def __call__(
         self,
         hidden_states: Float[Array, "batch new d_model"],
@@ -130,6 +132,7 @@ class BartDecoderLayer(BartLayer):
         slots = self.self_attn.init_cache(batch_size, num_slots, dtype)
         return DecoderLayerCache(slots, cross_attention)
 
+    @on_any_mesh
     def __call__(
         self,
         hidden_states: Float[Array, "batch new d_model"],

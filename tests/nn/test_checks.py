@@ -1,17 +1,14 @@
 """A check that fails inside `jit` raises, makes NaN of what it reaches, or does nothing."""
 
 import contextlib
-import os
 import pathlib
-import subprocess
-import sys
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import with_slow
+from conftest import on_devices, with_slow
 from jax.experimental.compilation_cache import compilation_cache
 
 import eqx_bart as eb
@@ -304,32 +301,14 @@ def test_programs_without_callbacks_are_kept(persistent_cache, model):
 CHILD = pathlib.Path(__file__).with_name("on_devices.py")
 
 
-def child(num_devices, **environment):
-    env = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
-        "JAX_PLATFORMS": "cpu",
-        **environment,
-    }
-    done = subprocess.run(
-        [sys.executable, CHILD],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.split()
-
-
 @pytest.mark.parametrize("num_devices", with_slow(4, slow=[1, 2, 4, 8]))
 def test_on_devices(num_devices):
     """What is split stays split, and what is wrong neither hangs nor aborts."""
-    assert child(num_devices) == ["done"]
+    assert on_devices(num_devices, CHILD) == "done"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", ["raise", "nan", "off"])
 @pytest.mark.parametrize("num_devices", [1, 8])
 def test_the_environment_variable(setting, num_devices):
-    assert child(num_devices, EQX_ON_ERROR=setting) == ["done"]
+    assert on_devices(num_devices, CHILD, EQX_ON_ERROR=setting) == "done"
