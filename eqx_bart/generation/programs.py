@@ -40,14 +40,15 @@ class _Key:
     def __init__(self, arrays: Any, others: Any):
         leaves, structure = jax.tree.flatten(arrays)
         shapes = tuple((x.shape, x.dtype) for x in leaves)
-        values = tuple((type(x), x) for x in jax.tree.leaves(others))
-        for _, value in values:
+        values, places = jax.tree.flatten(others)
+        for value in values:
             if not isinstance(value, Hashable):
                 raise TypeError(
                     "A program is compiled for each value of what is not an array, which "
                     f"therefore must be hashable; it is not in {value!r}."
                 )
-        self.values, self.others = (structure, shapes, values), others
+        typed = tuple((type(x), x) for x in values)
+        self.values, self.others = (structure, shapes, places, typed), others
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Key) and self.values == other.values

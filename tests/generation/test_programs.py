@@ -123,3 +123,15 @@ def test_what_is_no_array_tells_programs_apart():
         assert (type(same), same) == (type(value), value)
     with pytest.raises(TypeError, match=r"must be hashable; it is not in \{1\}"):
         programs.run(filled, jnp.ones(2), {1})
+
+
+def test_where_it_stands_tells_programs_apart():
+    """What is no array, beside what is nothing."""
+
+    def called(x, add, multiply):
+        x = x if add is None else x + add
+        return x if multiply is None else x * multiply
+
+    x = np.ones(2, np.float32)
+    for others, expected in (((3, None), 4), ((None, 3), 3), ((3, 3), 12)):
+        assert programs.run(called, x, *others).tolist() == [expected] * 2
