@@ -110,6 +110,19 @@ def test_beam_sampling_has_the_distribution_of_drawing_without_replacement(model
     assert scipy.stats.chisquare(observed, expected).pvalue > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("beams", "ends", "expected"), [(1, [3, 4], 1), (2, 3, 2), (3, [3, 4], 3)]
+)
+def test_beams_always_have_a_token_that_does_not_end_them(beams, ends, expected, models):
+    """Whatever the warpers would leave, as in HF."""
+    _, ours, _ = models
+    call = {"do_sample": True, "max_new_tokens": 3, "key": jax.random.key(0)}
+    call |= {"num_beams": beams, "eos_token_id": ends, "output_scores": True}
+    least = {"top_k": 1, "top_p": 0.0, "min_p": 1.0}
+    scores = ours.generate(np.array([[5, 6, 7]]), **least, **call).scores
+    assert np.all(np.sum(np.asarray(scores)[0] > -np.inf, axis=-1) == expected)
+
+
 def test_rows_that_are_alike_draw_other_samples(models):
     theirs, ours, rng = models
     ids = np.repeat(random_ids(rng, theirs.config, 1, 6), 4, axis=0)
@@ -338,6 +351,21 @@ def test_constrained_to_a_set_of_sequences(models, beams):
         answer = np.asarray(row)[:length]
         assert np.array_equal(answer, theirs_row[:length])
         assert answer[1:].tolist() in [list(map(int, sequence)) for sequence in allowed]
+
+
+def test_each_input_has_its_own_constraint(models):
+    """Three inputs, which a program for four rows answers."""
+    theirs, ours, rng = models
+    ids, end = random_ids(rng, theirs.config, 3, 5), theirs.config.eos_token_id
+    start = theirs.config.decoder_start_token_id
+    own = [[[9, 10, end], [9, 11, end]], [[12, 13, end]], [[14, end], [15, end]]]
+    constraint = eb.PrefixConstrainedLogitsProcessor(by_input=own, prompt=[start])
+    call = {"max_new_tokens": 4, "num_beams": 2}
+    found = ours.generate(ids, logits_processors=[constraint], **call)
+    for row, length, allowed in zip(found.sequences, found.lengths, own, strict=True):
+        assert np.asarray(row)[1:length].tolist() in allowed
+    with pytest.raises(ValueError, match="is for 3 inputs, and the batch has 2"):
+        ours.generate(ids[:2], logits_processors=[constraint], **call)
 
 
 def test_constraints_that_are_none():
