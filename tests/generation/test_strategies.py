@@ -354,17 +354,18 @@ def test_constrained_to_a_set_of_sequences(models, beams):
 
 
 def test_each_input_has_its_own_constraint(models):
-    """Three inputs, which a program for four rows answers."""
+    """Five inputs, which a program for eight rows answers."""
     theirs, ours, rng = models
-    ids, end = random_ids(rng, theirs.config, 3, 5), theirs.config.eos_token_id
+    ids, end = random_ids(rng, theirs.config, 5, 5), theirs.config.eos_token_id
     start = theirs.config.decoder_start_token_id
     own = [[[9, 10, end], [9, 11, end]], [[12, 13, end]], [[14, end], [15, end]]]
+    own += [[[16, end]], [[17, 18, 19, end]]]
     constraint = eb.PrefixConstrainedLogitsProcessor(by_input=own, prompt=[start])
     call = {"max_new_tokens": 4, "num_beams": 2}
     found = ours.generate(ids, logits_processors=[constraint], **call)
     for row, length, allowed in zip(found.sequences, found.lengths, own, strict=True):
         assert np.asarray(row)[1:length].tolist() in allowed
-    with pytest.raises(ValueError, match="is for 3 inputs, and the batch has 2"):
+    with pytest.raises(ValueError, match="is for 5 inputs, and the batch has 2"):
         ours.generate(ids[:2], logits_processors=[constraint], **call)
 
 
