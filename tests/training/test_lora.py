@@ -312,3 +312,15 @@ def test_files_that_do_not_fit(changes, message, config, getkey, tmp_path):
     edit(tmp_path, **changes)
     with pytest.raises(eb.CheckpointError, match=message):
         eb.load_lora(model, tmp_path)
+
+
+def test_adapters_are_drawn_as_pefts(config, getkey):
+    """`lora_A` evenly between plus and minus one over the square root of its input's width,
+    which is that of `torch.nn.Linear`; `lora_B` is 0."""
+    model = eb.lora(eb.BartModel(config, key=getkey()), 50, ["fc1", "fc2"], key=getkey())
+    layer = model.encoder.layers[0]
+    for linear, width in ((layer.fc1, 24), (layer.fc2, 40)):
+        drawn = np.asarray(linear.lora_A) * width**0.5
+        assert np.max(np.abs(drawn)) <= 1
+        assert np.allclose(np.quantile(drawn, [0.25, 0.5, 0.75]), [-0.5, 0, 0.5], atol=0.1)
+        assert not np.any(linear.lora_B)
