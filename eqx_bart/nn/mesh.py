@@ -45,12 +45,15 @@ def on_any_mesh(function: FunctionT) -> FunctionT:
             return function(*args, **kwargs)
         is_method = isinstance(args[0], eqx.Module) and len(args) + len(kwargs) > 1
         axes, num_rows = _rows((args[is_method:], kwargs))
-        automatic = _automatic(mesh)
-        whole = NamedSharding(automatic, PartitionSpec())
-        with jax.sharding.use_abstract_mesh(automatic.abstract_mesh):
-            args, kwargs = _reshard((args, kwargs), lambda *_: whole)
+        with jax.sharding.use_abstract_mesh(_automatic(mesh.abstract_mesh)):
+            args, kwargs = jax.tree.map(_as_automatic, (args, kwargs))
             result = function(*args, **kwargs)
-        return _reshard(result, _by_rows(result, mesh, axes, num_rows))
+        by_rows = _by_rows(result, mesh, axes, num_rows)
+
+        def put(path: Any, x: Any) -> Any:
+            return _put(x, by_rows(path, x)) if isinstance(x, jax.Array) else x
+
+        return jtu.tree_map_with_path(put, result)
 
     return call  # pyright: ignore[reportReturnType]
 
@@ -101,12 +104,16 @@ def _explicit_mesh(tree: Any) -> Mesh | AbstractMesh | None:
     return found if found.explicit_axes else None
 
 
-def _automatic(mesh: Mesh | AbstractMesh) -> Mesh | AbstractMesh:
+def _as_automatic(x: Any) -> Any:
+    """An array, with its explicit axes made automatic; anything else as it is."""
+    if isinstance(x, jax.Array) and (mesh := jax.typeof(x).sharding.mesh).explicit_axes:
+        return jax.sharding.reshard(x, NamedSharding(_automatic(mesh), PartitionSpec()))
+    return x
+
+
+def _automatic(mesh: AbstractMesh) -> AbstractMesh:
     """The mesh, with its explicit axes made automatic."""
-    if isinstance(mesh, AbstractMesh):
-        return mesh.update_axis_types(dict.fromkeys(mesh.explicit_axes, AxisType.Auto))
-    types = _automatic(mesh.abstract_mesh).axis_types
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=types)
+    return mesh.update_axis_types(dict.fromkeys(mesh.explicit_axes, AxisType.Auto))
 
 
 def _rows(tree: Any) -> tuple[Any, int]:
@@ -144,7 +151,11 @@ def _axis(tree: Any, path: tuple[Any, ...]) -> int | None:
     return 0
 
 
-def _reshard(tree: Any, sharding: Callable[[Any, jax.Array], Any]) -> Any:
-    arrays, others = eqx.partition(tree, lambda x: isinstance(x, jax.Array))
-    shardings = jtu.tree_map_with_path(sharding, arrays)
-    return eqx.combine(jax.sharding.reshard(arrays, shardings), others)
+def _put(x: Any, sharding: NamedSharding) -> Any:
+    """An array, split over the axes of a mesh."""
+    is_outside = isinstance(sharding.mesh, Mesh) and not isinstance(x, jax.core.Tracer)
+    if is_outside and not isinstance(x.sharding, NamedSharding):
+        return jax.device_put(x, sharding)  # it is not on the mesh yet
+    return jax.sharding.reshard(
+        x, NamedSharding(sharding.mesh.abstract_mesh, sharding.spec)
+    )

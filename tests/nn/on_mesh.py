@@ -276,11 +276,51 @@ def check_that_no_cache_is_gathered():
         assert max(sizes) < keys_of_a_layer, (beams, sizes)
 
 
+def check_other_batches():
+    """A batch that is split in another way, or not at all; and parts of one that the model
+    is given by `shard_map`."""
+    four = IDS[:4]
+    batches = (four, place(four), place(four, ("data", "fsdp")), place(four[:3]))
+    for ids in batches:
+        found = in_parts(LM).generate(ids, max_new_tokens=4).sequences
+        expected = LM.generate(np.asarray(ids), max_new_tokens=4).sequences
+        assert np.array_equal(found, expected)
+        assert found.sharding.num_devices == 4
+    arrays, others = eqx.partition(whole(LM), eqx.is_array)
+    mapped = jax.shard_map(
+        lambda arrays, ids: eqx.combine(arrays, others)(ids).logits,
+        mesh=MESH,
+        in_specs=(PartitionSpec(), PartitionSpec("data")),
+        out_specs=PartitionSpec("data"),
+    )
+    found = jax.jit(mapped)(arrays, place(IDS, "data"))
+    assert np.allclose(found, LM(IDS).logits, atol=1e-5)
+
+
+def check_wrong_ids():
+    """The checks are what they are on one device, or on several."""
+    wrong = IDS.copy()
+    wrong[4, 1] = 1000
+    ids = place(wrong, "data")
+    for function in (in_parts(LM), in_parts(LM).generate):
+        try:
+            function(ids)
+        except ValueError as error:
+            assert "input_ids[4, 1] is 1000" in str(error)  # noqa: PT017
+        else:
+            raise AssertionError
+    logits = np.asarray(eqx.filter_jit(in_parts(LM))(ids).logits)
+    assert np.isnan(logits[4]).all()
+    assert np.isfinite(np.delete(logits, 4, axis=0)).all()
+
+
 if sys.argv[3:] == ["all"]:
     for name in CALLS:
         run(name, modes(name))
     run_stream()
     check_that_no_cache_is_gathered()
+    check_other_batches()
+    check_wrong_ids()
 else:
     for name in sys.argv[3:]:
         run(name, quick_modes(name))
