@@ -101,7 +101,7 @@ def test_methods_are_still_methods(model):
             assert np.allclose(same(ids).last_hidden_state, expected, atol=1e-5)
     vmapped = jax.vmap(encode)(IDS[None])
     assert np.allclose(vmapped.last_hidden_state[0], expected, atol=1e-5)
-    copied = pickle.loads(pickle.dumps(model))  # noqa: S301
+    copied = pickle.loads(pickle.dumps(model))  # noqa: S301  # its own bytes
     assert np.array_equal(copied.encode(IDS).last_hidden_state, expected)
 
 

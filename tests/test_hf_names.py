@@ -92,7 +92,7 @@ def test_a_name_that_is_nobodys(model):
     with pytest.raises(TypeError, match="'num_beems'; do you mean 'num_beams'"):
         model.generate(IDS, num_beems=2)
     with pytest.raises(AttributeError, match=r"has no attribute 'nonsense'$"):
-        model.nonsense  # noqa: B018
+        _ = model.nonsense
     assert not hasattr(model, "eval")
 
 
@@ -147,7 +147,7 @@ def test_a_property_that_fails_says_why(model):
             return self.model.no_such_part
 
     with pytest.raises(AttributeError, match="no_such_part"):
-        Broken(model.config, key=jax.random.key(0)).projection  # noqa: B018
+        _ = Broken(model.config, key=jax.random.key(0)).projection
 
 
 def test_main_input_name():

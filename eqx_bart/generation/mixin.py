@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from ..explained import explained
-from ..nn.dropout import refuse_dropout
+from ..nn.dropout import refuse_training_mode
 from ..nn.matmul import at_least_float32
 from ..nn.mesh import on_any_mesh, put_rows, rows_sharding
 from .beam_search import BeamSearch
@@ -120,7 +120,7 @@ class GenerationMixin(eqx.Module):
         **Raises** `ValueError` if a setting does not fit the model, or if there is no key
         to draw with; `RuntimeError` if the model is in training mode.
         """
-        refuse_dropout(self, "generate")
+        refuse_training_mode(self)
         config = generation_config.settled(
             inputs.prompt.shape[1], self.vocab_size, self.max_positions
         )

@@ -155,7 +155,11 @@ class BartForCausalLM(LanguageModel):
 
         **Raises** as `BartModel.decode` does.
         """
-        show = shown(self.config, output_attentions, output_hidden_states)
+        show = shown(
+            self.config,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
         decoded, next_cache = self._run_decoder(
             input_ids, inputs_embeds, attention_mask, position_ids, cache, show, key
         )
@@ -198,7 +202,11 @@ class BartForCausalLM(LanguageModel):
             raise ValueError(
                 "There is an encoder_attention_mask but no encoder_hidden_states."
             )
-        show = shown(self.config, output_attentions, output_hidden_states)
+        show = shown(
+            self.config,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
         decoded, _ = self._run_decoder(
             input_ids, inputs_embeds, attention_mask, position_ids, source, show, key
         )

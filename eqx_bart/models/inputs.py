@@ -72,13 +72,15 @@ def embed_inputs(
     return jnp.asarray(inputs_embeds)
 
 
-def shown(config: BartConfig, attentions: bool | None, hidden_states: bool | None) -> Show:  # noqa: FBT001
+def shown(
+    config: BartConfig, *, output_attentions: bool | None, output_hidden_states: bool | None
+) -> Show:
     """What a call of a model shows: what the config says where the call does not."""
-    if attentions is None:
-        attentions = config.output_attentions
-    if hidden_states is None:
-        hidden_states = config.output_hidden_states
-    return Show(attentions, hidden_states)
+    if output_attentions is None:
+        output_attentions = config.output_attentions
+    if output_hidden_states is None:
+        output_hidden_states = config.output_hidden_states
+    return Show(output_attentions, output_hidden_states)
 
 
 def source_of(

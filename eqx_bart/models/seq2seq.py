@@ -123,7 +123,11 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
             inputs_embeds, position_ids = table.checked(
                 inputs_embeds, position_ids, "position_ids"
             )
-        show = shown(self.config, output_attentions, output_hidden_states)
+        show = shown(
+            self.config,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
         return trunk.encoder(
             inputs_embeds, attention_mask, position_ids, show=show, key=key
         )
@@ -250,7 +254,11 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
                 "A cache knows the encoder's attention_mask from init_cache, and its "
                 "input_ids: give them there, not to decode."
             )
-        show = shown(self.config, output_attentions, output_hidden_states)
+        show = shown(
+            self.config,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
         before: Any = cache
         if encoder_outputs is not None:
             before = source_of(encoder_outputs, encoder_attention_mask, encoder_input_ids)
@@ -352,7 +360,11 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
                 output_hidden_states=output_hidden_states,
                 key=encoder_key,
             )
-        show = shown(self.config, output_attentions, output_hidden_states)
+        show = shown(
+            self.config,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
         source = source_of(encoder_outputs, attention_mask, input_ids)
         decoded, _ = self._decode(
             decoder_input_ids,

@@ -13,9 +13,9 @@ def split_key(key: PRNGKeyArray | None, num: int) -> list[PRNGKeyArray | None]:
     return [None] * num if key is None else list(jax.random.split(key, num))
 
 
-def refuse_dropout(model: eqx.Module, where: str) -> None:
+def refuse_training_mode(model: eqx.Module) -> None:
     """**Raises** `RuntimeError` if a part of `model` is in training mode and would drop
-    something; `where` is what may not run then."""
+    something."""
 
     def drops(part: Any) -> bool:
         return getattr(part, "inference", None) is False and getattr(part, "p", 1) != 0
@@ -23,7 +23,7 @@ def refuse_dropout(model: eqx.Module, where: str) -> None:
     parts = jax.tree.leaves(model, is_leaf=drops)
     if any(drops(part) for part in parts):
         raise RuntimeError(
-            f"{where} is not for training mode, in which the model drops out at random: "
+            "generate is not for training mode, in which the model drops out at random: "
             "pass it through equinox.nn.inference_mode(model)."
         )
 

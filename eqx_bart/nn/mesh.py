@@ -9,7 +9,7 @@ along their rows, as the batch is.
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, cast, TypeVar
 
 import equinox as eqx
 import jax
@@ -55,7 +55,7 @@ def on_any_mesh(function: FunctionT) -> FunctionT:
 
         return jtu.tree_map_with_path(put, result)
 
-    return call  # pyright: ignore[reportReturnType]
+    return cast("FunctionT", call)
 
 
 def rows_sharding(tree: Any) -> NamedSharding | None:

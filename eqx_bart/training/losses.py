@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from ..explained import explained
 from ..models.conditional_generation import BartForConditionalGeneration
@@ -65,13 +65,11 @@ def cross_entropy(
     """
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1]; it is {label_smoothing}.")
-    counts = labels != ignore_index
-    classes = labels * counts.astype(labels.dtype)  # 0 for those that do not count
-    wrong = outside(classes, logits.shape[-1], "labels", "the classes")
+    classes, wrong = _classes(labels, logits.shape[-1], ignore_index)
     logits = logits.astype(at_least_float32(logits))
     log_normaliser = error_if(jax.nn.logsumexp(logits, axis=-1), *wrong)
-    classes, counts = as_indices(classes)[..., None], jnp.asarray(counts)
-    chosen = jnp.take_along_axis(logits, classes, axis=-1)[..., 0]
+    counts = jnp.asarray(labels != ignore_index)
+    chosen = jnp.take_along_axis(logits, as_indices(classes)[..., None], axis=-1)[..., 0]
     losses = log_normaliser - (1 - label_smoothing) * chosen
     if label_smoothing:
         losses -= label_smoothing * jnp.mean(logits, axis=-1)
@@ -347,7 +345,13 @@ def _checked_labels(
     labels: Integer[ArrayLike, "*batch"], num_classes: int, ignore_index: int
 ) -> Integer[Array, "*batch"]:
     """The labels, as `error_if` has them if one that counts is no class."""
+    _, wrong = _classes(labels, num_classes, ignore_index)
+    return error_if(as_indices(labels), *wrong)
+
+
+def _classes(
+    labels: Integer[ArrayLike, "*batch"], num_classes: int, ignore_index: int
+) -> tuple[Integer[ArrayLike, "*batch"], tuple[Bool[ArrayLike, "*batch"], str]]:
+    """The labels, 0 for those that do not count; and, as `outside`, which are no class."""
     classes = labels * (labels != ignore_index).astype(labels.dtype)
-    return error_if(
-        as_indices(labels), *outside(classes, num_classes, "labels", "the classes")
-    )
+    return classes, outside(classes, num_classes, "labels", "the classes")
