@@ -114,8 +114,10 @@ PYTORCH = (
     ),
     Row(
         "`model(decoder_input_ids=…, past_key_values=cache, use_cache=True)`, "
-        "`cache_position`",
-        "`out, cache = model.decode(ids, cache)`, after `model.init_cache`",
+        "`cache_position`; `model.generate(…, past_key_values=cache)`",
+        "`out, cache = model.decode(ids, cache)`, after `model.init_cache`; "
+        "`model.generate(decoder_input_ids=ids, cache=out.cache)`, after one with "
+        "`output_cache=True`",
     ),
     Row(
         "`model.generate(ids, attention_mask=mask, num_beams=4)`, `inputs=ids`",

@@ -7,9 +7,11 @@ from jaxtyping import Float, Integer, PRNGKeyArray
 from ..nn.checks import ArrayLike
 from ..nn.mesh import NO_ROWS
 from ..settings import as_id_tuple
+from .cache import GenerationCache
 from .config import GenerationConfig
-from .inputs import GenerationInputs
+from .inputs import GenerationInputs, power_of_two
 from .logits_process import logits_processors, LogitsProcessor
+from .slots import Past
 
 
 #: Shorter answers have buffers of this many steps.
@@ -32,7 +34,8 @@ class LoopSettings(eqx.Module):
     - `num_rows`: how many beams or samples of each input there are.
     - `is_beam_search`: whether they are beams.
     - `num_return_sequences`, `early_stopping`, `output_scores`, `output_logits`,
-        `output_token_log_probs`, `output_attentions`: as in `GenerationConfig`.
+        `output_token_log_probs`, `output_attentions`, `output_cache`: as in
+        `GenerationConfig`.
     """
 
     max_new_tokens: Integer[ArrayLike, ""]
@@ -48,6 +51,7 @@ class LoopSettings(eqx.Module):
     output_logits: bool = eqx.field(static=True)
     output_token_log_probs: bool = eqx.field(static=True)
     output_attentions: bool = eqx.field(static=True)
+    output_cache: bool = eqx.field(static=True)
 
     def __init__(self, config: GenerationConfig, num_steps: int):
         """The settings of `config`, which is settled, for buffers of `num_steps` steps."""
@@ -65,6 +69,7 @@ class LoopSettings(eqx.Module):
         self.output_logits = config.output_logits
         self.output_token_log_probs = config.output_token_log_probs
         self.output_attentions = config.output_attentions
+        self.output_cache = config.output_cache
 
     @property
     def num_steps(self) -> int:
@@ -81,12 +86,17 @@ class LoopInputs(eqx.Module):
     - `settings`: what the loop reads of the settings.
     - `processors`: what changes the scores.
     - `key`: for sampling; `None` without it.
+    - `past`: what a cache holds already; `None` without one.
+    - `num_unread`: how many tokens of the prompt, up to the last one but one, are not in
+        the past.
     """
 
     inputs: GenerationInputs
     settings: LoopSettings = eqx.field(metadata=NO_ROWS)
     processors: tuple[LogitsProcessor, ...]
     key: PRNGKeyArray | None
+    past: Past | None
+    num_unread: int = eqx.field(static=True)
 
 
 class GenerationCall(eqx.Module):
@@ -98,25 +108,42 @@ class GenerationCall(eqx.Module):
     - `processors`: the user's own.
     - `key`: for sampling; `None` without it.
     - `config`: the settings; see `GenerationConfig.settled`.
+    - `cache`: what to continue from; `None` without one.
     """
 
     inputs: GenerationInputs
     processors: tuple[LogitsProcessor, ...]
     key: PRNGKeyArray | None
     config: GenerationConfig
+    cache: GenerationCache | None = None
 
     def exact(self) -> LoopInputs:
         """What the loop is given, in the shapes of this call."""
-        return self._loop_inputs(self.inputs, self.config.max_new_tokens)
+        past = None if self.cache is None else self.cache.past
+        steps = self.config.max_new_tokens
+        return self._loop_inputs(self.inputs, steps, past, self._num_unread())
 
     def in_usual_shapes(self, limit: int) -> LoopInputs:
         """What the loop is given, padded to shapes that many calls share. Sources and
         prompts, and buffers for answers, are no longer than `limit`, unless they are so
         in this call."""
         steps = _usual_steps(self.config.max_new_tokens, limit)
-        return self._loop_inputs(self.inputs.bucketed(limit), steps)
+        inputs = self.inputs.bucketed(limit)
+        most = inputs.prompt.shape[1] - 1
+        if self.cache is None:
+            return self._loop_inputs(inputs, steps, None, most)
+        num_unread = self._num_unread()
+        if num_unread:
+            num_unread = min(power_of_two(num_unread), most)
+        return self._loop_inputs(inputs, steps, self.cache.past.bucketed(), num_unread)
 
-    def _loop_inputs(self, inputs: GenerationInputs, num_steps: int) -> LoopInputs:
+    def _num_unread(self) -> int:
+        prompt = self.inputs.prompt
+        return prompt.shape[1] - 1 if self.cache is None else self.cache.num_unread(prompt)
+
+    def _loop_inputs(
+        self, inputs: GenerationInputs, num_steps: int, past: Past | None, num_unread: int
+    ) -> LoopInputs:
         padded_size, prompt_length = inputs.prompt.shape
         batch_size = len(self.inputs.prompt)
         custom = [p.for_batch(batch_size, padded_size) for p in self.processors]
@@ -125,6 +152,8 @@ class GenerationCall(eqx.Module):
             LoopSettings(self.config, num_steps),
             logits_processors(self.config, prompt_length, inputs.input_ids, custom),
             self.key,
+            past,
+            num_unread,
         )
 
 

@@ -257,6 +257,11 @@ class GenerationConfig:
     output_attentions: bool = _results(
         FLAG, "the decoder's attention to the source, as `cross_attentions`", default=False
     )
+    output_cache: bool = _results(
+        FLAG,
+        "what another call may continue from, as `cache`; without beams",
+        default=False,
+    )
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     origins: Mapping[str, str] = dataclasses.field(
         default_factory=dict, hash=False, compare=False, repr=False
@@ -439,6 +444,12 @@ class GenerationConfig:
             raise ValueError(
                 f"GenerationConfig: {self._said('num_return_sequences')}, but greedy "
                 "search has one answer. Set num_beams or do_sample."
+            )
+        if values["output_cache"] and max(several, beams) > 1:
+            name = "num_beams" if beams > 1 else "num_return_sequences"
+            raise ValueError(
+                f"GenerationConfig: {self._said('output_cache')}, but a cache has one row "
+                f"for each input, and {self._said(name)}."
             )
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             forced = set(as_id_tuple(getattr(self, name)))

@@ -16,7 +16,7 @@ from ..nn.mesh import is_spread, put_rows, rows_sharding
 
 
 #: Shorter sequences are padded to this length.
-_SMALLEST_LENGTH = 16
+SMALLEST_LENGTH = 16
 
 
 class GenerationInputs(eqx.Module):
@@ -66,12 +66,14 @@ class GenerationInputs(eqx.Module):
             return _pad_rows(x, num_rows) if x.shape[:2] != source else pad(x, 0)
 
         prompt = self.prompt
+        offset = self.source_offset
         padded = GenerationInputs(
             # A prompt of one token is the usual one, and needs no prefill.
             _pad_rows(prompt, num_rows) if prompt.shape[1] == 1 else pad(prompt, -1),
             pad(self.input_ids, -1),
             jax.tree.map(pad_outputs, self.encoder_outputs),
             pad(mask, 0),
+            None if offset is None else jax.device_put(_pad_rows(offset, num_rows)),
             inputs_embeds=pad(self.inputs_embeds, 0),
         )
         return put_rows(padded, sharding, num_rows)
@@ -91,7 +93,7 @@ def usual_rows(size: int, sharding: NamedSharding | None) -> int:
 def _pad(x: ArrayLike, value: int, limit: int) -> ArrayLike:
     """`x`, padded along its second axis."""
     length = x.shape[1]
-    usual = min(power_of_two(max(length, _SMALLEST_LENGTH)), limit)
+    usual = min(power_of_two(max(length, SMALLEST_LENGTH)), limit)
     missing = max(usual - length, 0)
     widths = [(0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)]
     return array_library(x).pad(x, widths, constant_values=value)

@@ -1,6 +1,7 @@
 """`generate`, for all models that have a decoder and a language-modelling head."""
 
 import abc
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..nn.dropout import refuse_training_mode
 from ..nn.matmul import at_least_float32
 from ..nn.mesh import on_any_mesh, put_rows, rows_sharding
 from .beam_search import BeamSearch
+from .cache import GenerationCache
 from .call import GenerationCall, LoopInputs
 from .config import GenerationConfig
 from .inputs import align_right, array_library, GenerationInputs, is_traced
@@ -23,7 +25,15 @@ from .output import GenerationOutput
 from .programs import run
 from .row_keys import row_keys
 from .sample import Sampling
-from .slots import AbstractSlots, by_row, CrossAttentions, OwnSlots, repeated, SharedSlots
+from .slots import (
+    AbstractSlots,
+    by_row,
+    CrossAttentions,
+    OwnSlots,
+    Past,
+    repeated,
+    SharedSlots,
+)
 from .state import GenerationState, initial_progress, Records
 
 
@@ -108,13 +118,15 @@ class GenerationMixin(eqx.Module):
         generation_config: GenerationConfig,
         logits_processors: Sequence[LogitsProcessor] = (),
         key: PRNGKeyArray | None = None,
+        cache: GenerationCache | None = None,
     ) -> GenerationCall:
         """A call with these inputs, and with every open setting decided.
 
         **Arguments:**
 
-        - `inputs`: what generation starts from, before `encode_source`.
-        - `generation_config`, `logits_processors`, `key`: see
+        - `inputs`: what generation starts from, before `encode_source`; with a cache,
+            `cache.continued(prompt)`.
+        - `generation_config`, `logits_processors`, `key`, `cache`: see
             `BartForConditionalGeneration.generate`.
 
         **Raises** `ValueError` if a setting does not fit the model, or if there is no key
@@ -129,7 +141,7 @@ class GenerationMixin(eqx.Module):
                 "do_sample=True draws at random and needs a key: pass key=...."
             )
         key = key if config.do_sample else None
-        return GenerationCall(inputs, tuple(logits_processors), key, config)
+        return GenerationCall(inputs, tuple(logits_processors), key, config, cache)
 
     @explained
     @on_any_mesh
@@ -236,13 +248,7 @@ class GenerationMixin(eqx.Module):
         source = inputs.input_ids
         source = None if source is None else jnp.asarray(source)
         strategy = BeamSearch if settings.is_beam_search else Sampling
-        slots = self._slots(
-            prompt,
-            inputs,
-            settings.num_rows,
-            settings.num_steps,
-            can_move=settings.is_beam_search,
-        )
+        slots = self._slots(loop, prompt, inputs)
         keys = None if loop.key is None else row_keys(loop.key, prompt, source)
         strategy, progress = strategy.init(
             initial_progress(prompt, settings), _scores_dtype(self, slots), keys
@@ -255,56 +261,59 @@ class GenerationMixin(eqx.Module):
             Records(None, None, None),
             inputs.source_offset,
             loop.processors,
+            inputs if settings.output_cache else None,
         )
         records = self._empty_records(state)
         return eqx.tree_at(lambda state: state.records, state, records)
 
     def _slots(
         self,
+        loop: LoopInputs,
         prompt: Integer[Array, "batch prompt"],
         inputs: GenerationInputs,
-        rows: int,
-        steps: int,
-        *,
-        can_move: bool,
     ) -> AbstractSlots:
         """The slots of all rows, with all but the last token of the prompt in them."""
-        past = prompt.shape[1] - 1
-        if can_move and 1 < rows <= _FEW_BEAMS:
-            cache = self.init_generation_cache(inputs, 1, past + rows * steps)
-            return SharedSlots(self._prefilled(cache, prompt, past + rows * steps))
+        settings, past = loop.settings, loop.past
+        rows, num_slots = settings.num_rows, loop.num_unread + settings.num_steps
+        if past is not None:
+            num_slots += past.positions.shape[1]
+        elif settings.is_beam_search and rows <= _FEW_BEAMS:
+            num_slots += (rows - 1) * settings.num_steps
+            past = self._prefilled(loop, prompt, inputs, num_slots)
+            return SharedSlots(past.cache, past.positions, past.length)
+        past = self._prefilled(loop, prompt, inputs, num_slots)
         one, many = (
-            eqx.filter_eval_shape(self.init_generation_cache, inputs, n, past + steps)
+            eqx.filter_eval_shape(self.init_generation_cache, inputs, n, num_slots)
             for n in (1, rows)
         )
-        if past:
-            cache = self.init_generation_cache(inputs, 1, past + steps)
-            cache = self._prefilled(cache, prompt, past + steps)
-            cache = repeated(cache, many, rows)
-        else:
-            cache = self.init_generation_cache(inputs, rows, steps)
         is_by_row = by_row(one, many, rows)
-        return OwnSlots(cache, is_by_row, can_move)
+        return OwnSlots(
+            repeated(past.cache, many, rows),
+            past.positions,
+            past.length,
+            is_by_row,
+            can_move=settings.is_beam_search,
+        )
 
     def _prefilled(
-        self, cache: Any, prompt: Integer[Array, "batch prompt"], num_slots: int
-    ) -> Any:
-        """The cache, with all but the last token of the prompt."""
-        length = prompt.shape[1]
-        if length == 1:
-            return cache
-        tokens = prompt[:, :-1]
-        place = jnp.arange(length - 1, dtype=jnp.int32)
-        positions = place[None] - _begin(prompt)[:, None]
-        is_past = jnp.arange(num_slots, dtype=jnp.int32)[None] <= place[:, None]
-        is_token = jnp.pad(tokens >= 0, ((0, 0), (0, num_slots - length + 1)))
-        return self.generation_step(
-            jnp.maximum(tokens, 0),
-            cache,
-            jnp.maximum(positions, 0),
-            (is_past[None] & is_token[:, None])[:, None],
-            False,  # noqa: FBT003
-        )[2]
+        self,
+        loop: LoopInputs,
+        prompt: Integer[Array, "batch prompt"],
+        inputs: GenerationInputs,
+        num_slots: int,
+    ) -> Past:
+        """All but the last token of the prompt, in a cache of one row for each input."""
+        batch, length = prompt.shape
+        past = Past(
+            self.init_generation_cache(inputs, 1, num_slots),
+            jnp.full((batch, num_slots), -1, jnp.int32),
+            jnp.zeros((), jnp.int32),
+        )
+        begin = length - 1 - loop.num_unread
+        first = begin - _begin(prompt)
+        if loop.past is not None:
+            past = loop.past.written_into(past).before(first)
+        return past.read(self.generation_step, prompt[:, begin:-1], first)
 
     def _empty_records(self, state: GenerationState) -> Records:
         """Empty records for all steps."""
@@ -354,11 +363,10 @@ def _trimmed(
         return None if x is None else jax.device_put(library.asarray(x)[slices])
 
     of_steps = (slice(rows), slice(steps))
+    of_prompt = (slice(rows), slice(padding, padding + prompt_length + steps))
     cross_attentions = output.cross_attentions
     trimmed = GenerationOutput(
-        sequences=cut(
-            output.sequences, slice(rows), slice(padding, padding + prompt_length + steps)
-        ),
+        sequences=cut(output.sequences, *of_prompt),
         lengths=cut(library.asarray(output.lengths) - padding, slice(rows)),
         sequences_scores=cut(output.sequences_scores, slice(rows)),
         scores=cut(output.scores, slice(steps), slice(beams)),
@@ -372,4 +380,19 @@ def _trimmed(
             cross_attentions,
         ),
     )
-    return put_rows(trimmed, rows_sharding(usual.inputs), batch)
+    sharding = rows_sharding(usual.inputs)
+    trimmed = put_rows(trimmed, sharding, batch)
+    if output.cache is None:
+        return trimmed
+
+    inputs = output.cache.inputs
+    mask = inputs.encoder_attention_mask
+
+    def of_source(x: Any) -> Any:
+        is_padded = mask is not None and x.shape[:2] == mask.shape
+        return cut(x, *(slice(batch), slice(source))[: 1 + is_padded])
+
+    prompt = cut(inputs.prompt, *of_prompt)
+    inputs = dataclasses.replace(jax.tree.map(of_source, inputs), prompt=prompt)
+    cache = GenerationCache(output.cache.past, put_rows(inputs, sharding, batch))
+    return dataclasses.replace(trimmed, cache=cache)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Integer
 
 from ..nn.mesh import ROWS_SECOND
 from ..nn.output import ModelOutput
+from .cache import GenerationCache
 
 
 class GenerationOutput(ModelOutput):
@@ -34,6 +35,7 @@ class GenerationOutput(ModelOutput):
         token, after all processors, and 0 after the end.
     - `cross_attentions`: with `output_attentions`, for each decoder layer, the attention
         to the source that led to each new token, and 0 after the end.
+    - `cache`: with `output_cache`, what another `generate` may continue from.
     """
 
     sequences: Integer[Array, "rows max_length"]
@@ -50,6 +52,7 @@ class GenerationOutput(ModelOutput):
     cross_attentions: tuple[Float[Array, "rows heads steps source"] | None, ...] | None = (
         None
     )
+    cache: GenerationCache | None = None
 
     def decode(
         self, tokenizer: Any, *, skip_special_tokens: bool = True, **options: Any

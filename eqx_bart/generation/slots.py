@@ -1,6 +1,7 @@
 """Where in a cache the rows of an input keep their tokens."""
 
 import abc
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
+
+from .inputs import array_library, power_of_two, SMALLEST_LENGTH
 
 
 CrossAttentions = tuple[Float[Array, "batch heads rows source"] | None, ...]
@@ -32,7 +35,6 @@ class Newest(eqx.Module):
     **Fields:**
 
     - `tokens`, `positions`: the tokens and their positions.
-    - `prompt`: which slots of the prompt are not padding.
     - `ancestors`: for each row and each step before this one, the row whose token of that
         step it continues.
     - `step`: how many tokens have been generated.
@@ -40,17 +42,85 @@ class Newest(eqx.Module):
 
     tokens: Integer[Array, "batch rows"]
     positions: Integer[Array, "batch rows"]
-    prompt: Bool[Array, "batch past"]
     ancestors: Integer[Array, "batch rows steps"]
     step: Integer[Array, ""]
 
-    def mask(
-        self, is_own: Bool[Array, "batch rows slots"]
-    ) -> Bool[Array, "batch rows slots2"]:
-        """The slots that each row attends to: the prompt, and its own among those after."""
-        shape = (*self.tokens.shape, self.prompt.shape[1])
-        prompt = jnp.broadcast_to(self.prompt[:, None], shape)
-        return jnp.concatenate([prompt, is_own], axis=-1)
+
+class Past(eqx.Module):
+    """A cache, and the tokens in it.
+
+    **Fields:**
+
+    - `cache`: the model's.
+    - `positions`: of the token in each slot; -1 where there is none to attend to.
+    - `length`: how many slots have been written to.
+    """
+
+    cache: Any
+    positions: Integer[Array, "batch slots"]
+    length: Integer[Array, ""]
+
+    def bucketed(self) -> "Past":
+        """The past, with the positions of as many slots as many calls share: a power of
+        two, in which all are that have been written to."""
+        size = power_of_two(max(int(self.length), SMALLEST_LENGTH))
+        positions = self.positions[:, :size]
+        missing = ((0, 0), (0, size - positions.shape[1]))
+        padded = array_library(positions).pad(positions, missing, constant_values=-1)
+        return Past(self.cache, jax.device_put(padded), self.length)
+
+    def written_into(self, empty: "Past") -> "Past":
+        """The past, in an empty one with other numbers of rows and slots. All slots that
+        have been written to must fit.
+
+        **Raises** `ValueError` if that is of another model, or of another source.
+        """
+        if jax.tree.structure(self) != jax.tree.structure(empty):
+            raise ValueError(
+                "This cache is of another model, or of other inputs: pass what generate of "
+                "the same model has returned."
+            )
+
+        def write(old: Array, new: Array) -> Array:
+            part = old[tuple(slice(size) for size in new.shape)]
+            return jax.lax.dynamic_update_slice(
+                new, part.astype(new.dtype), (0,) * new.ndim
+            )
+
+        return jax.tree.map(write, self, empty)
+
+    def before(self, first: Integer[Array, " batch"]) -> "Past":
+        """The past, of which nothing from these positions on is attended to."""
+        is_before = self.positions < first[:, None]
+        return Past(self.cache, jnp.where(is_before, self.positions, -1), self.length)
+
+    def read(
+        self,
+        decode: Decode,
+        tokens: Integer[Array, "batch new"],
+        first: Integer[Array, " batch"],
+    ) -> "Past":
+        """The past, after these tokens.
+
+        **Arguments:**
+
+        - `decode`: of the model.
+        - `tokens`: -1 where they are padding.
+        - `first`: the position of the first token of each row.
+        """
+        num_new, num_slots = tokens.shape[1], self.positions.shape[1]
+        if num_new == 0:
+            return self
+        place = jnp.arange(num_new, dtype=jnp.int32)
+        new = first[:, None] + place[None]
+        positions = jax.lax.dynamic_update_slice_in_dim(
+            self.positions, jnp.where(tokens >= 0, new, -1), self.length, axis=1
+        )
+        slots = jnp.arange(num_slots, dtype=jnp.int32)[None]
+        mask = (positions >= 0)[:, None] & (slots <= self.length + place[:, None])[None]
+        tokens, new = jnp.maximum(tokens, 0), jnp.maximum(new, 0)
+        _, _, cache = decode(tokens, self.cache, new, mask[:, None], False)  # noqa: FBT003
+        return Past(cache, positions, self.length + num_new)
 
 
 class AbstractSlots(eqx.Module):
@@ -58,9 +128,26 @@ class AbstractSlots(eqx.Module):
 
     The first slots hold the prompt, without its last token. Each step then writes the
     newest token of each row.
+
+    **Fields:**
+
+    - `cache`: the model's.
+    - `positions`: of the prompt's token in each slot, -1 where there is none.
+    - `start`: the slot that the first step writes to.
     """
 
     cache: eqx.AbstractVar[Any]
+    positions: eqx.AbstractVar[Integer[Array, "batch slots"]]
+    start: eqx.AbstractVar[Integer[Array, ""]]
+
+    def mask(
+        self, is_own: Bool[Array, "batch rows new"]
+    ) -> Bool[Array, "batch rows slots"]:
+        """The slots that each row attends to: the prompt's, and its own of those after."""
+        batch, rows, _ = is_own.shape
+        is_new = jnp.zeros((batch, rows, self.positions.shape[1]), bool)
+        is_new = jax.lax.dynamic_update_slice_in_dim(is_new, is_own, self.start, axis=2)
+        return (self.positions >= 0)[:, None] | is_new
 
     @abc.abstractmethod
     def decode(
@@ -92,6 +179,8 @@ class SharedSlots(AbstractSlots):
     """
 
     cache: Any
+    positions: Integer[Array, "batch slots"]
+    start: Integer[Array, ""]
 
     def decode(
         self,
@@ -105,11 +194,11 @@ class SharedSlots(AbstractSlots):
         ancestors = jnp.where(steps == newest.step, row[:, None], newest.ancestors)
         is_own = jax.nn.one_hot(ancestors, rows, dtype=bool)
         is_own &= (steps <= newest.step)[None, None, :, None]
-        mask = newest.mask(is_own.reshape(batch, rows, -1))
+        mask = self.mask(is_own.reshape(batch, rows, -1))
         logits, attentions, cache = decode(
             newest.tokens, self.cache, newest.positions, mask[:, None], output_attentions
         )
-        return logits, attentions, SharedSlots(cache)
+        return logits, attentions, SharedSlots(cache, self.positions, self.start)
 
 
 class OwnSlots(AbstractSlots):
@@ -118,6 +207,7 @@ class OwnSlots(AbstractSlots):
 
     **Fields:**
 
+    - `cache`, `positions`, `start`: as in `AbstractSlots`.
     - `is_by_row`: which arrays of the cache have an entry for each row, along their first
         axis. The others are the same for all rows of an input, such as keys and values of
         the source.
@@ -125,6 +215,8 @@ class OwnSlots(AbstractSlots):
     """
 
     cache: Any
+    positions: Integer[Array, "batch slots"]
+    start: Integer[Array, ""]
     is_by_row: tuple[bool, ...] = eqx.field(static=True)
     can_move: bool = eqx.field(static=True)
 
@@ -143,7 +235,7 @@ class OwnSlots(AbstractSlots):
             newest.tokens.reshape(-1, 1),
             cache,
             newest.positions.reshape(-1, 1),
-            newest.mask(is_past).reshape(batch * rows, 1, 1, -1),
+            self.mask(is_past).reshape(batch * rows, 1, 1, -1),
             output_attentions,
         )
 
@@ -153,8 +245,23 @@ class OwnSlots(AbstractSlots):
         return (
             logits.reshape(batch, rows, -1),
             jax.tree.map(by_input, attentions),
-            OwnSlots(cache, self.is_by_row, self.can_move),
+            dataclasses.replace(self, cache=cache),
         )
+
+    def past(
+        self, positions: Integer[Array, "batch steps"], num_new: Integer[Array, ""]
+    ) -> Past:
+        """All that is in the slots, where each input has one row.
+
+        **Arguments:**
+
+        - `positions`: of the token that each step has written, -1 where there is none.
+        - `num_new`: how many steps there were.
+        """
+        positions = jax.lax.dynamic_update_slice_in_dim(
+            self.positions, positions, self.start, axis=1
+        )
+        return Past(self.cache, positions, self.start + num_new)
 
     def _moved(self, newest: Newest) -> Any:
         """The cache, after each row has gone on from its ancestor in the last step."""

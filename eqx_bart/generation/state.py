@@ -1,6 +1,7 @@
 """The state of a generation between two steps, for any strategy."""
 
 import abc
+import dataclasses
 
 import equinox as eqx
 import jax
@@ -10,10 +11,12 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from ..nn.matmul import at_least_float32
 from ..nn.mesh import NO_ROWS, on_any_mesh, ROWS_SECOND
+from .cache import GenerationCache
 from .call import LoopSettings
+from .inputs import GenerationInputs
 from .logits_process import InfNanRemoveLogitsProcessor, LogitsProcessor
 from .output import GenerationOutput
-from .slots import AbstractSlots, CrossAttentions, Decode, Newest
+from .slots import AbstractSlots, CrossAttentions, Decode, Newest, OwnSlots
 
 
 class Records(eqx.Module):
@@ -156,6 +159,7 @@ class GenerationState(eqx.Module):
     - `records`: what is kept for the result.
     - `source_offset`: how far the source has been moved to the left.
     - `processors`: what changes the scores.
+    - `inputs`: with `output_cache`, what `encode_source` has returned.
     """
 
     progress: Progress
@@ -165,6 +169,7 @@ class GenerationState(eqx.Module):
     records: Records
     source_offset: Integer[Array, " batch"] | None
     processors: tuple[LogitsProcessor, ...]
+    inputs: GenerationInputs | None
 
     @property
     def is_done(self) -> Bool[Array, ""]:
@@ -188,6 +193,7 @@ class GenerationState(eqx.Module):
             self.records.write(self.progress.num_new, records),
             self.source_offset,
             self.processors,
+            self.inputs,
         )
 
     def observe(
@@ -205,7 +211,6 @@ class GenerationState(eqx.Module):
             Newest(
                 newest,
                 jnp.broadcast_to(positions, newest.shape),
-                progress.input_ids[:, 0, : progress.prompt_length - 1] >= 0,
                 progress.ancestors,
                 progress.num_new,
             ),
@@ -244,6 +249,7 @@ class GenerationState(eqx.Module):
             beam_indices=result.beam_indices,
             token_log_probs=result.token_log_probs,
             cross_attentions=self._cross_attentions(result.ancestors),
+            cache=self._cache(result.lengths),
         )
 
     def decided(self) -> list[np.ndarray]:
@@ -267,6 +273,22 @@ class GenerationState(eqx.Module):
             return chosen.reshape(-1, *chosen.shape[2:])
 
         return jax.tree.map(along, self.records.cross_attentions)
+
+    def _cache(self, lengths: Integer[Array, " rows"]) -> GenerationCache | None:
+        """The cache, for another generation, with rows of these lengths."""
+        if self.inputs is None:
+            return None
+        assert isinstance(self.slots, OwnSlots)
+        progress = self.progress
+        num_read = jnp.minimum(lengths, progress.length - 1)[:, None]
+        place = jnp.arange(progress.input_ids.shape[-1], dtype=jnp.int32)[None]
+        input_ids = jnp.where(place < num_read, progress.input_ids[:, 0], -1)
+        positions = jnp.where(input_ids >= 0, place - self.first[:, None], -1)
+        past = self.slots.past(
+            positions[:, progress.prompt_length - 1 : -1], progress.num_new
+        )
+        inputs = dataclasses.replace(self.inputs, prompt=input_ids)
+        return GenerationCache(past, inputs)
 
 
 def initial_progress(

@@ -10,6 +10,7 @@ from jaxtyping import Float, Integer, PRNGKeyArray
 
 from ..config import as_id_tuple, BartConfig
 from ..explained import explained
+from ..generation.cache import GenerationCache
 from ..generation.config import GenerationConfig
 from ..generation.inputs import GenerationInputs, masked_ids, masked_states
 from ..generation.logits_process import LogitsProcessor
@@ -17,7 +18,7 @@ from ..generation.mixin import GenerationCall
 from ..generation.output import GenerationOutput
 from ..nn.checks import ArrayLike, Mask
 from ..nn.embedding import Embedding
-from ..nn.layer import Show
+from ..nn.layer import Show, Source
 from ..nn.linear import AbstractLinear
 from ..nn.mesh import on_any_mesh
 from .bart import token_embedding
@@ -247,11 +248,10 @@ class BartForCausalLM(LanguageModel):
 
     def encode_source(self, inputs: GenerationInputs) -> GenerationInputs:
         """See `GenerationMixin.encode_source`: there is nothing to encode."""
-        states = inputs.encoder_outputs
-        if states is not None:
-            mask = inputs.encoder_attention_mask
+        states, mask = inputs.encoder_outputs, inputs.encoder_attention_mask
+        if states is not None and not isinstance(states, Source):
             states = generation_source(states, mask, None)
-        return GenerationInputs(inputs.prompt, inputs.input_ids, states)
+        return GenerationInputs(inputs.prompt, inputs.input_ids, states, mask)
 
     @explained
     def generate(
@@ -263,6 +263,7 @@ class BartForCausalLM(LanguageModel):
         encoder_hidden_states: Float[ArrayLike, "batch source d_model"] | None = None,
         encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
         logits_processors: Sequence[LogitsProcessor] = (),
+        cache: GenerationCache | None = None,
         key: PRNGKeyArray | None = None,
         **overrides: Any,
     ) -> GenerationOutput:
@@ -273,7 +274,7 @@ class BartForCausalLM(LanguageModel):
         - `input_ids`, `attention_mask`: the prompt. Without a mask, `pad_token_id` is
             padding, unless it is an `eos_token_id` too, as in HF.
         - `encoder_hidden_states`, `encoder_attention_mask`: what the decoder attends to,
-            if there is an encoder.
+            if there is an encoder, and no `cache`, which has them.
         - the others: as there. Settings about the source are about the prompt here, as in
             HF.
 
@@ -286,6 +287,7 @@ class BartForCausalLM(LanguageModel):
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
             logits_processors=logits_processors,
+            cache=cache,
             key=key,
             **overrides,
         )
@@ -300,13 +302,22 @@ class BartForCausalLM(LanguageModel):
         encoder_hidden_states: Float[ArrayLike, "batch source d_model"] | None = None,
         encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
         logits_processors: Sequence[LogitsProcessor] = (),
+        cache: GenerationCache | None = None,
         key: PRNGKeyArray | None = None,
         **overrides: Any,
     ) -> GenerationCall:
         """See `generate`."""
         refuse_overrides(self, "generate", "__call__", "decode", "init_cache")
         config = self.generation_config.updated(generation_config, overrides)
-        if config.output_attentions and encoder_hidden_states is None:
+        has_source = encoder_hidden_states is not None
+        if cache is not None and (has_source or encoder_attention_mask is not None):
+            raise ValueError(
+                "generate takes a cache without encoder_hidden_states and their mask: it "
+                "has them."
+            )
+        if cache is not None:
+            has_source = cache.inputs.encoder_outputs is not None
+        if config.output_attentions and not has_source:
             raise ValueError(
                 "output_attentions of generate are those to an encoder, and there are no "
                 "encoder_hidden_states. For attention to the tokens themselves, call the "
@@ -317,10 +328,13 @@ class BartForCausalLM(LanguageModel):
             attention_mask = input_ids != pad
         names = ("input_ids", "attention_mask")
         prompt = masked_ids(input_ids, attention_mask, self.vocab_size, names)
-        mask = None
-        if encoder_hidden_states is not None:
-            encoder_hidden_states, mask = masked_states(
+        if cache is not None:
+            inputs = dataclasses.replace(cache.continued(prompt), input_ids=prompt)
+        elif encoder_hidden_states is not None:
+            source = masked_states(
                 encoder_hidden_states, encoder_attention_mask, "encoder_attention_mask"
             )
-        inputs = GenerationInputs(prompt, prompt, encoder_hidden_states, mask)
-        return self.checked_call(inputs, config, logits_processors, key)
+            inputs = GenerationInputs(prompt, prompt, *source)
+        else:
+            inputs = GenerationInputs(prompt, prompt)
+        return self.checked_call(inputs, config, logits_processors, key, cache)

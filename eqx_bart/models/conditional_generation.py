@@ -10,6 +10,7 @@ from jaxtyping import Float, Integer, PRNGKeyArray
 
 from ..config import BartConfig
 from ..explained import explained
+from ..generation.cache import GenerationCache
 from ..generation.config import GenerationConfig
 from ..generation.inputs import (
     align_left,
@@ -144,6 +145,7 @@ class BartForConditionalGeneration(
         decoder_input_ids: Integer[ArrayLike, "batch prompt"] | None = None,
         decoder_attention_mask: Mask[ArrayLike, "batch prompt"] | None = None,
         logits_processors: Sequence[LogitsProcessor] = (),
+        cache: GenerationCache | None = None,
         key: PRNGKeyArray | None = None,
         **overrides: Any,
     ) -> GenerationOutput:
@@ -169,6 +171,10 @@ class BartForConditionalGeneration(
             them if no row begins with it, as in HF.
         - `logits_processors`: processors of your own, which apply after those of the
             settings and before the warpers of sampling.
+        - `cache`: what an earlier call returned, with `output_cache=True`, in place of the
+            source. `decoder_input_ids` are again the whole of what the answers begin with;
+            those tokens of each row that the cache has are not read again, from the first
+            on. The tokens are those of a call without a cache.
         - `key`: for sampling. What a row draws depends on the key, its tokens and, among
             rows with the same tokens, its number.
         - `overrides`: settings by name that override all others, such as `num_beams=4`.
@@ -190,6 +196,7 @@ class BartForConditionalGeneration(
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             logits_processors=logits_processors,
+            cache=cache,
             key=key,
             **overrides,
         )
@@ -206,13 +213,44 @@ class BartForConditionalGeneration(
         decoder_input_ids: Integer[ArrayLike, "batch prompt"] | None = None,
         decoder_attention_mask: Mask[ArrayLike, "batch prompt"] | None = None,
         logits_processors: Sequence[LogitsProcessor] = (),
+        cache: GenerationCache | None = None,
         key: PRNGKeyArray | None = None,
         **overrides: Any,
     ) -> GenerationCall:
         """See `generate`."""
         refuse_overrides(self, "generate", "__call__", "decode", "init_cache")
         config = self.generation_config.updated(generation_config, overrides)
-        start, vocab_size = config.start_token_id, self.vocab_size
+        source = (input_ids, attention_mask, inputs_embeds, encoder_outputs)
+        prompt = None
+        if decoder_input_ids is not None:
+            names = ("decoder_input_ids", "decoder_attention_mask")
+            prompt = masked_ids(
+                decoder_input_ids, decoder_attention_mask, self.vocab_size, names
+            )
+            prompt = with_start_token(prompt, config.start_token_id)
+        if cache is None:
+            inputs = self._generation_inputs(config, prompt, *source)
+        elif prompt is None or any(x is not None for x in source):
+            raise ValueError(
+                "generate takes a cache with decoder_input_ids, which begin with what it "
+                "holds, and without input_ids, inputs_embeds, encoder_outputs and a mask: "
+                "it has the source."
+            )
+        else:
+            inputs = cache.continued(prompt)
+        return self.checked_call(inputs, config, logits_processors, key, cache)
+
+    def _generation_inputs(
+        self,
+        config: GenerationConfig,
+        prompt: Integer[ArrayLike, "batch prompt"] | None,
+        input_ids: Integer[ArrayLike, "batch source"] | None,
+        attention_mask: Mask[ArrayLike, "batch source"] | None,
+        inputs_embeds: Float[ArrayLike, "batch source d_model"] | None,
+        encoder_outputs: Any,
+    ) -> GenerationInputs:
+        """What a generation from a source starts from; without a prompt, from the start
+        token."""
         mask = None
         if isinstance(encoder_outputs, BaseModelOutput):
             states = encoder_outputs.last_hidden_state
@@ -220,7 +258,7 @@ class BartForConditionalGeneration(
             encoder_outputs = BaseModelOutput(jnp.asarray(states))
         if input_ids is not None:
             names = ("input_ids", "attention_mask")
-            input_ids = masked_ids(input_ids, attention_mask, vocab_size, names)
+            input_ids = masked_ids(input_ids, attention_mask, self.vocab_size, names)
         if inputs_embeds is not None:
             if input_ids is not None or encoder_outputs is not None:
                 raise ValueError(
@@ -233,15 +271,8 @@ class BartForConditionalGeneration(
         source = jax.tree.leaves((encoder_outputs, input_ids, inputs_embeds))
         if not source:
             raise ValueError("generate needs input_ids or encoder_outputs.")
-        if decoder_input_ids is None:
-            prompt = np.full((len(source[0]), 1), start, np.int32)
-        else:
-            names = ("decoder_input_ids", "decoder_attention_mask")
-            prompt = masked_ids(
-                decoder_input_ids, decoder_attention_mask, vocab_size, names
-            )
-            prompt = with_start_token(prompt, start)
-        inputs = GenerationInputs(
+        if prompt is None:
+            prompt = np.full((len(source[0]), 1), config.start_token_id, np.int32)
+        return GenerationInputs(
             prompt, input_ids, encoder_outputs, mask, inputs_embeds=inputs_embeds
         )
-        return self.checked_call(inputs, config, logits_processors, key)

@@ -86,6 +86,16 @@ def check_beams(model, num_tokens=5, num_beams=4, ids=IDS, mask=MASK, uncached=N
             assert found.sequences[row].tolist() == expected, (beams, row)
 
 
+def check_continued(model, ids=IDS, mask=MASK):
+    """That generation goes on from its own cache as it does without."""
+    settings = {"max_new_tokens": 4, "eos_token_id": ()}
+    first = model.generate(ids, mask, **settings, output_cache=True)
+    prompt = np.concatenate([first.sequences, ids[:, :3]], axis=1)
+    found = model.generate(decoder_input_ids=prompt, cache=first.cache, **settings)
+    expected = model.generate(ids, mask, decoder_input_ids=prompt, **settings)
+    assert np.array_equal(found.sequences, expected.sequences)
+
+
 def check_saved(model, directory):
     """That the class of `model` reads what it saves, and nobody takes it for a BART."""
     cls = type(model)
@@ -163,6 +173,7 @@ def check_all(model, new, directory, loss=default_loss):
     """All of the above, and that all ways of decoding agree."""
     eb.testing.check_decoding(model, IDS, MASK)
     check_beams(model)
+    check_continued(model)
     check_saved(model, directory)
     check_gradients(model, new, loss)
     check_training(model, loss)

@@ -118,6 +118,14 @@ def stepped(model, ids, mask):
     return eqx.combine(end, others).output()
 
 
+def continued(model, ids, mask):
+    first = model.generate(ids, mask, max_new_tokens=3, output_cache=True)
+    second = model.generate(
+        decoder_input_ids=first.sequences, cache=first.cache, max_new_tokens=3
+    )
+    return second.sequences, first.cache.past.cache.layers
+
+
 def by_row(model, ids, mask):
     """Mapped over rows, which the model then does not see."""
     return jax.vmap(lambda ids, mask: model(ids[None], mask[None]).logits[0])(ids, mask)
@@ -204,6 +212,7 @@ CALLS = {
     ),
     "decoder, beams": (DECODER, generation(num_beams=2)),
     "stepped": (LM, stepped),
+    "continued": (LM, continued),
 }
 
 
@@ -240,7 +249,7 @@ def modes(name):
 
 def quick_modes(name):
     """Those of them that have mechanisms of their own."""
-    is_outside = name in ("records", "samples")
+    is_outside = name in ("records", "samples", "continued")
     return [(in_parts, not is_outside, is_outside)]
 
 
