@@ -19,9 +19,10 @@ from .settings import nearest
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
-_USE_FILTER_JIT = (
+_USE_FILTERS = (
     "a model holds arrays, which are arguments of a compiled program, and other things, "
-    "which are not. Use equinox.filter_jit instead of jax.jit; it tells them apart."
+    "which are not. Use equinox.filter_jit instead of jax.jit, and equinox.filter_shard "
+    "instead of jax.device_put; they tell them apart."
 )
 #: A longer value in a message about shapes is cut.
 _FEW_LINES = 4
@@ -55,9 +56,7 @@ class _Explained:
                 raise
             except jax.errors.TracerBoolConversionError as error:
                 if any(map(_is_traced_flag, jax.tree.leaves((args, kwargs)))):
-                    raise TypeError(
-                        f"The model is traced whole: {_USE_FILTER_JIT}"
-                    ) from error
+                    raise TypeError(f"The model is traced whole: {_USE_FILTERS}") from error
                 raise
 
         self.call = call
@@ -107,7 +106,7 @@ def hash_of(module: eqx.Module) -> int:
     try:
         return hash(tuple(jax.tree.leaves(module)))
     except TypeError as error:
-        raise TypeError(f"{error}: {_USE_FILTER_JIT}") from error
+        raise TypeError(f"{error}: {_USE_FILTERS}") from error
 
 
 def _is_array(annotation: Any) -> bool:

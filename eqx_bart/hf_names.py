@@ -148,7 +148,7 @@ PYTORCH = (
     ),
     Row(
         '`model.to("cuda")`, `.cuda()`, `.cpu()`, `.device`, `device_map="auto"`',
-        "JAX's default device; `jax.device_put`, `eqx.filter_shard`",
+        "JAX's default device; `eqx.filter_shard(model, jax.devices()[0])`",
     ),
     Row(
         "`model.half()`, `.bfloat16()`, `.float()`, `.double()`, `torch_dtype`",

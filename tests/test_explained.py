@@ -85,6 +85,17 @@ def test_jit_of_what_is_no_function(model, config, getkey):
         jax.jit(lambda model, ids: model(ids))(model, IDS)
 
 
+def test_a_model_whose_flags_are_arrays(model):
+    with pytest.raises(
+        TypeError, match=r"equinox\.filter_shard instead of jax\.device_put"
+    ):
+        eqx.filter_jit(jax.device_put(model))(IDS)
+    moved = eqx.filter_shard(model, jax.devices()[0])
+    assert np.array_equal(
+        eqx.filter_jit(moved)(IDS).logits, eqx.filter_jit(model)(IDS).logits
+    )
+
+
 def test_methods_are_still_methods(model):
     """`explained` replaces Equinox's bound methods, which are pytrees."""
     encode = model.encode
