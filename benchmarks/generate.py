@@ -2,12 +2,15 @@
 
 pip install -e '.[test]' ctranslate2
 python benchmarks/generate.py [--large] [--threads 2] [--rounds 5] [--json FILE]
+python benchmarks/generate.py --device cuda
 
-All three have the same random weights in float32, the same random inputs and as many
-threads, on the CPU. They run in turn, round after round, so that whatever else the machine
-does falls on all of them. A run goes from an array of ids to an array of ids and always
-makes NEW_TOKENS tokens a row, since the end token is held back until then; that is checked.
-What is counted is tokens of the result: batch * NEW_TOKENS, however many the beams.
+All three have the same random weights in float32, the same random inputs and, on the CPU,
+as many threads. With `--device cuda`, ours and PyTorch run on the GPU instead, in bfloat16
+as well, and CTranslate2 does not; float32 is what it says there, not TF32. They run in
+turn, round after round, so that whatever else the machine does falls on all of them. A run
+goes from an array of ids to an array of ids and always makes NEW_TOKENS tokens a row, since
+the end token is held back until then; that is checked. What is counted is tokens of the
+result: batch * NEW_TOKENS, however many the beams.
 
 The weights are made up in a temporary directory; --cache DIRECTORY keeps them for the next
 run. --large adds BART-large, which takes minutes, and eqx-bart with bfloat16 weights.
@@ -47,6 +50,7 @@ VOCABULARY = ["<s>", "<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(4, 50265
 IDS = {token: i for i, token in enumerate(VOCABULARY)}
 NEW_TOKENS = 64
 OURS, BFLOAT16, HF, CT2 = "ours", "ours, bfloat16", "HF PyTorch", "CTranslate2"
+HF_BFLOAT16 = "HF PyTorch, bfloat16"
 # How long threads that wait for their next task in a loop may take to fall asleep.
 PAUSE = 0.5
 
@@ -120,7 +124,7 @@ def require(name: str, requirement: str) -> Any:
         ) from error
 
 
-def build(size: str, directory: Path) -> tuple[Path, Path]:
+def build(size: str, directory: Path, *, with_ct2: bool) -> tuple[Path, Path]:
     """Makes up a model, and returns its checkpoints for HF and ours, and for CTranslate2.
 
     Those in `directory` are used again. One that is only half there is never taken for a
@@ -130,7 +134,8 @@ def build(size: str, directory: Path) -> tuple[Path, Path]:
     if not done.is_dir():
         shutil.rmtree(partial, ignore_errors=True)
         save_random_model(size, partial / "hf")
-        convert(partial / "hf", partial / "ct2")
+        if with_ct2:
+            convert(partial / "hf", partial / "ct2")
         partial.rename(done)
     gc.collect()
     return done / "hf", done / "ct2"
@@ -197,16 +202,17 @@ def ours(checkpoint: Path, dtype: str = "float32") -> Generate:
     return generate
 
 
-def hf(checkpoint: Path, threads: int) -> Generate:
+def hf(checkpoint: Path, args: argparse.Namespace, dtype: str = "float32") -> Generate:
     """Hugging Face's PyTorch BART."""
     torch = require("torch", "-e '.[test]'")
-    torch.set_num_threads(threads)
+    torch.set_num_threads(args.threads)
     model: Any = transformers.BartForConditionalGeneration.from_pretrained(
-        checkpoint, dtype=torch.float32
-    ).eval()
+        checkpoint, dtype=getattr(torch, dtype)
+    )
+    model = model.eval().to(args.device)
 
     def generate(ids: np.ndarray, beams: int) -> np.ndarray:
-        input_ids = torch.from_numpy(ids)
+        input_ids = torch.from_numpy(ids).to(args.device)
         generated = model.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
@@ -214,7 +220,7 @@ def hf(checkpoint: Path, threads: int) -> Generate:
             min_new_tokens=NEW_TOKENS,
             max_new_tokens=NEW_TOKENS,
         )
-        return generated.numpy()[:, 1:]
+        return generated.cpu().numpy()[:, 1:]
 
     return generate
 
@@ -244,15 +250,18 @@ def ct2(directory: Path, threads: int) -> Generate:
     return generate
 
 
-def load_engines(size: str, directory: Path, threads: int) -> dict[str, Generate]:
+def load_engines(
+    size: str, directory: Path, args: argparse.Namespace
+) -> dict[str, Generate]:
     """All engines with the weights of this size, by name."""
-    checkpoint, converted = build(size, directory)
-    engines = {
-        OURS: ours(checkpoint),
-        HF: hf(checkpoint, threads),
-        CT2: ct2(converted, threads),
-    }
-    if size == "large":
+    is_cpu = args.device == "cpu"
+    checkpoint, converted = build(size, directory, with_ct2=is_cpu)
+    engines = {OURS: ours(checkpoint), HF: hf(checkpoint, args)}
+    if is_cpu:
+        engines[CT2] = ct2(converted, args.threads)
+    else:
+        engines[HF_BFLOAT16] = hf(checkpoint, args, "bfloat16")
+    if size == "large" or not is_cpu:
         engines[BFLOAT16] = ours(checkpoint, "bfloat16")
     return engines
 
@@ -289,7 +298,7 @@ def measure(case: Case, engines: dict[str, Generate], rounds: int) -> list[Timin
 def run(sizes: list[str], args: argparse.Namespace, cache: Path) -> Iterator[list[Timing]]:
     """The timings of each case, with the engines of one size in memory at a time."""
     for size in sizes:
-        engines = load_engines(size, cache, args.threads)
+        engines = load_engines(size, cache, args)
         for case in CASES:
             if case.size == size:
                 yield measure(case, engines, args.rounds)
@@ -300,20 +309,27 @@ def run(sizes: list[str], args: argparse.Namespace, cache: Path) -> Iterator[lis
 def report(timings: list[Timing]) -> list[dict[str, Any]]:
     """The figures of a case, one record for each engine."""
     rates = {timing.engine: timing.rate() for timing in timings}
+
+    def ratio(timing: Timing, peer: str) -> float | None:
+        return timing.rate() / rates[peer] if peer in rates else None
+
+    def hf_of(timing: Timing) -> str:
+        return HF_BFLOAT16 if timing.engine == BFLOAT16 and HF_BFLOAT16 in rates else HF
+
     return [
         {
             **dataclasses.asdict(timing.case),
             "new_tokens": NEW_TOKENS,
             "engine": timing.engine,
             "jax": jax.__version__ if timing.engine.startswith(OURS) else None,
-            "dtype": "bfloat16" if timing.engine == BFLOAT16 else "float32",
+            "dtype": "bfloat16" if "bfloat16" in timing.engine else "float32",
             "seconds": timing.seconds,
             "tokens_per_second_median": timing.rate(),
             "tokens_per_second_min": min(timing.rates()),
             "compile_seconds": timing.compile_seconds(),
             "rows_as_hf": timing.rows_as_hf,
-            "ratio_to_hf": timing.rate() / rates[HF],
-            "ratio_to_ctranslate2": timing.rate() / rates[CT2],
+            "ratio_to_hf": ratio(timing, hf_of(timing)),
+            "ratio_to_ctranslate2": ratio(timing, CT2),
         }
         for timing in timings
     ]
@@ -321,17 +337,21 @@ def report(timings: list[Timing]) -> list[dict[str, Any]]:
 
 def add_rows(table: Table, case: Case, records: list[dict[str, Any]]) -> None:
     """Adds a case to the table; the ratios are those of this library."""
+
+    def ratio(record: dict[str, Any], name: str) -> str:
+        is_ours = record["engine"].startswith(OURS)
+        return f"{record[name]:.2f}" if is_ours and record[name] is not None else ""
+
     table.add_row(str(case))
     for record in records:
-        is_ours = record["engine"].startswith(OURS)
         compile_seconds = record["compile_seconds"]
         table.add_row(
             f"  {record['engine']}",
             record["jax"] or "",
             f"{record['tokens_per_second_median']:.1f}",
             f"{record['tokens_per_second_min']:.1f}",
-            f"{record['ratio_to_hf']:.2f}" if is_ours else "",
-            f"{record['ratio_to_ctranslate2']:.2f}" if is_ours else "",
+            ratio(record, "ratio_to_hf"),
+            ratio(record, "ratio_to_ctranslate2"),
             "" if compile_seconds is None else f"{compile_seconds:.1f} s",
             f"{record['rows_as_hf']}/{case.batch}",
         )
@@ -352,13 +372,14 @@ def new_table(rounds: int) -> Table:
     return table
 
 
-def machine(threads: int) -> dict[str, Any]:
+def machine(args: argparse.Namespace) -> dict[str, Any]:
     """What the figures are measured on; other work there, by the load, spoils them."""
-    packages = ("jax", "torch", "transformers", "ctranslate2")
+    packages = ["jax", "torch", "transformers", *["ctranslate2"] * (args.device == "cpu")]
     return {
+        "device": jax.devices()[0].device_kind,
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
-        "threads": threads,
+        "threads": args.threads,
         "load before": round(os.getloadavg()[0], 2),
         **{package: importlib.metadata.version(package) for package in packages},
     }
@@ -375,13 +396,15 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def set_up(threads: int) -> None:
-    """Sets JAX to `threads` threads of the CPU, and checks that the others are there."""
-    os.environ["PJRT_NPROC"] = str(threads)  # read when JAX first runs something
-    jax.config.update("jax_platforms", "cpu")
+def set_up(args: argparse.Namespace) -> None:
+    """Sets JAX to the device and its threads, and checks that the others are there."""
+    os.environ["PJRT_NPROC"] = str(args.threads)  # read when JAX first runs something
+    jax.config.update("jax_platforms", args.device)
+    jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_enable_compilation_cache", False)  # noqa: FBT003
     require("torch", "-e '.[test]'")
-    require("ctranslate2", "ctranslate2")
+    if args.device == "cpu":
+        require("ctranslate2", "ctranslate2")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
@@ -392,6 +415,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--large", action="store_true", help="BART-large as well")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--cache", type=Path, help="where to keep the random weights")
@@ -402,10 +426,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Measures, and prints a table."""
     args = parse_args()
-    set_up(args.threads)
-    about = machine(args.threads)
+    set_up(args)
+    about = machine(args)
     sizes = ["base", "large"] if args.large else ["base"]
-    console, table, records = Console(), new_table(args.rounds), list[dict[str, Any]]()
+    console, table, records = Console(width=100), new_table(args.rounds), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as temporary, console.status("measuring") as status:
         for timings in run(sizes, args, args.cache or Path(temporary)):
             case = timings[0].case
@@ -413,7 +437,7 @@ def main() -> None:
             add_rows(table, case, report(timings))
             records += report(timings)
     console.print(table)
-    if args.large:
+    if args.large and args.device == "cpu":
         console.print(f"{BFLOAT16} is another precision than the float32 of all others.")
     console.print(", ".join(f"{name} {value}" for name, value in about.items()))
     if args.json:

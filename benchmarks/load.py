@@ -163,7 +163,7 @@ def main() -> None:
             figures[case].append(measure(engine, directories[format_], dtype))
     for runs in figures.values():
         del runs[0]  # it may have read from the disk
-    Console().print(report(args.size, figures, nbytes))
+    Console(width=100).print(report(args.size, figures, nbytes))
     if args.json:
         records = [{"case": case, "runs": runs} for case, runs in figures.items()]
         args.json.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")

@@ -266,7 +266,7 @@ def report(figures: dict[str, list[dict[str, Any]]]) -> None:
             f"{peaks[engine] / leanest:.2f}",
             f"{runs[0]['loss']:.2f}",
         )
-    Console().print(table)
+    Console(width=100).print(table)
 
 
 def main() -> None:

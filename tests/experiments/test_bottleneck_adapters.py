@@ -121,6 +121,7 @@ def trained(model, num_steps=5):
     return eqx.combine(parameters, rest), losses
 
 
+@pytest.mark.slow
 def test_adapters(adapted, tmp_path):
     """After some training: at first nothing reaches what is before `up`."""
     model, _ = trained(adapted, 2)

@@ -70,6 +70,7 @@ def test_both_libraries_read_it(which, tmp_path):
     assert np.all(found[:, expected.shape[1] :] == CONFIG.pad_token_id)
 
 
+@pytest.mark.slow
 def test_it_decodes_and_trains(tmp_path):
     model = changed(tmp_path, "shallower")
     eb.testing.check_decoding(model, IDS, MASK)

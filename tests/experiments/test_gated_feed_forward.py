@@ -71,6 +71,7 @@ def gated(model, config, *, key):
 # --8<-- [end:model]
 
 
+@pytest.mark.slow
 def test_gated_feed_forward(tmp_path):
     bart = checkpoint(tmp_path / "bart")
     model = eqx.nn.inference_mode(SwiGLUBart(CONFIG, key=jax.random.key(1)))

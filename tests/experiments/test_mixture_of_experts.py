@@ -117,6 +117,7 @@ def model(tmp_path):
     return eqx.tree_at(lambda m: m.model, model, eqx.tree_at(blocks, bart.model, new))
 
 
+@pytest.mark.slow
 def test_mixture_of_experts(model, tmp_path):
     check_all(
         model, lambda m: [x.router for x in blocks(m.model)], tmp_path / "mixture", loss_of

@@ -90,6 +90,7 @@ def random_model():
     return jax.tree.unflatten(tree, moved)
 
 
+@pytest.mark.slow
 def test_pre_layer_norm(tmp_path):
     model = random_model()
     stacks = model.model.encoder.layers, model.model.decoder.layers

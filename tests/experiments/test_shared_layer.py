@@ -42,6 +42,7 @@ def universal(tmp_path, times):
     return eqx.tree_at(lambda m: m.model, model, trunk)
 
 
+@pytest.mark.slow
 def test_shared_layer(tmp_path):
     model = universal(tmp_path, 2)
     check_all(model, lambda m: m.model.decoder.layers, tmp_path / "shared")

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from ...nn.checks import ArrayLike
 from ..inputs import power_of_two
@@ -29,10 +29,12 @@ class SequenceBiasLogitsProcessor(LogitsProcessor):
     - `sequences`: the sequences, with -1 before each up to the length of the longest, and
         rows of -1 after them up to a power of two.
     - `biases`: what is added for each.
+    - `is_forbidden`: where that is -inf.
     """
 
     sequences: Integer[ArrayLike, "sequences length"]
     biases: Float[ArrayLike, " sequences"]
+    is_forbidden: Bool[ArrayLike, " sequences"]
 
     def __init__(self, sequence_bias: Iterable[tuple[Sequence[int], float]]):
         """Arranges pairs of token ids and a number; of equal sequences the last counts."""
@@ -41,13 +43,17 @@ class SequenceBiasLogitsProcessor(LogitsProcessor):
         padding = (-1,) * length
         rows = padded([(padding + ids)[-length:] for ids in biases], padding, np.int32)
         self.sequences = rows
-        self.biases = padded(biases.values(), 0.0, float)
+        numbers = padded(biases.values(), 0.0, float)
+        # `jax_debug_infs` refuses a state of generation that holds infinities.
+        self.is_forbidden = np.isneginf(numbers)
+        self.biases = np.where(self.is_forbidden, 0, numbers)
 
     def __call__(
         self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
     ) -> Scores:
         sequences = jnp.asarray(self.sequences)
         biases = jnp.asarray(self.biases, scores.dtype)
+        biases = jnp.where(jnp.asarray(self.is_forbidden), -jnp.inf, biases)
         before = sequences[None, :, :-1]
         suffix = _suffix(input_ids, length, before.shape[-1])[:, None]
         is_match = jnp.all((suffix == before) | (before < 0), axis=-1)

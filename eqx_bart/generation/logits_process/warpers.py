@@ -32,7 +32,7 @@ class TopKLogitsWarper(LogitsProcessor):
     """
 
     top_k: Number
-    filter_value: Number
+    filter_value: float = eqx.field(static=True)
     min_tokens_to_keep: int = eqx.field(static=True)
     at_most: int = eqx.field(static=True)
 
@@ -42,7 +42,7 @@ class TopKLogitsWarper(LogitsProcessor):
         """Keeps `top_k` tokens, 1 or more, or `min_tokens_to_keep` if these are more. The
         scores of the others become `filter_value`."""
         self.top_k = number(top_k)
-        self.filter_value = number(filter_value)
+        self.filter_value = filter_value
         self.min_tokens_to_keep = min_tokens_to_keep
         self.at_most = power_of_two(max(top_k, _SMALLEST_TOP_K))
 
@@ -66,7 +66,7 @@ class TopPLogitsWarper(LogitsProcessor):
     """
 
     top_p: Number = eqx.field(converter=number)
-    filter_value: Number = eqx.field(converter=number, default=-float("inf"))
+    filter_value: float = eqx.field(static=True, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
     def __call__(
@@ -84,7 +84,7 @@ class MinPLogitsWarper(LogitsProcessor):
     """
 
     min_p: Number = eqx.field(converter=number)
-    filter_value: Number = eqx.field(converter=number, default=-float("inf"))
+    filter_value: float = eqx.field(static=True, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
     def __call__(
@@ -104,7 +104,7 @@ class TypicalLogitsWarper(LogitsProcessor):
     """
 
     mass: Number = eqx.field(converter=number)
-    filter_value: Number = eqx.field(converter=number, default=-float("inf"))
+    filter_value: float = eqx.field(static=True, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
     def __call__(
@@ -124,7 +124,7 @@ class EpsilonLogitsWarper(LogitsProcessor):
     """
 
     epsilon: Number = eqx.field(converter=number)
-    filter_value: Number = eqx.field(converter=number, default=-float("inf"))
+    filter_value: float = eqx.field(static=True, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
     def __call__(
@@ -141,7 +141,7 @@ class EtaLogitsWarper(LogitsProcessor):
     """
 
     epsilon: Number = eqx.field(converter=number)
-    filter_value: Number = eqx.field(converter=number, default=-float("inf"))
+    filter_value: float = eqx.field(static=True, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
     def __call__(
@@ -172,12 +172,12 @@ def _keep(
     is_kept: Bool[Array, "rows vocab"],
     merit: Float[Array, "rows vocab"],
     min_tokens_to_keep: int,
-    filter_value: Number,
+    filter_value: float,
 ) -> Scores:
     """The scores of what is kept, which includes the tokens with most `merit`; the others
     get the `filter_value`."""
     is_kept = is_kept | _is_among_top(merit, min_tokens_to_keep)
-    return jnp.where(is_kept, scores, _as_scores(filter_value, scores))
+    return jnp.where(is_kept, scores, filter_value)
 
 
 def _is_among_top(scores: Scores, k: int) -> Bool[Array, "rows vocab"]:
