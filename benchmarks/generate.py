@@ -429,7 +429,8 @@ def main() -> None:
     set_up(args)
     about = machine(args)
     sizes = ["base", "large"] if args.large else ["base"]
-    console, table, records = Console(width=100), new_table(args.rounds), list[dict[str, Any]]()
+    console, table = Console(width=100), new_table(args.rounds)
+    records = list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as temporary, console.status("measuring") as status:
         for timings in run(sizes, args, args.cache or Path(temporary)):
             case = timings[0].case
