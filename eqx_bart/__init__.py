@@ -16,6 +16,7 @@ with _install_import_hook(_CHECKED, f"{_typechecking.__name__}.typechecker"):
     from .checkpoint.pretrained import BUILTIN_MODEL
     from .config import BartConfig
     from .files.errors import CheckpointError
+    from .generation.cache import GenerationCache
     from .generation.config import GenerationConfig
     from .generation.logits_process import LogitsProcessor, PrefixConstrainedLogitsProcessor
     from .generation.output import GenerationOutput
@@ -71,6 +72,7 @@ __all__ = [
     "BaseModelOutputWithCrossAttentions",
     "CausalLMOutputWithCrossAttentions",
     "CheckpointError",
+    "GenerationCache",
     "GenerationConfig",
     "GenerationOutput",
     "GenerationState",

@@ -1,5 +1,6 @@
 """Generation: from an encoder's outputs to token ids."""
 
+from .cache import GenerationCache
 from .call import GenerationCall, LoopSettings
 from .config import GenerationConfig
 from .inputs import GenerationInputs
@@ -11,6 +12,7 @@ from .state import AbstractStrategy, GenerationState, Progress
 
 __all__ = [
     "AbstractStrategy",
+    "GenerationCache",
     "GenerationCall",
     "GenerationConfig",
     "GenerationInputs",

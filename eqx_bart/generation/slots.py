@@ -73,19 +73,17 @@ class Past(eqx.Module):
         """The past, in an empty one with other numbers of rows and slots. All slots that
         have been written to must fit.
 
-        **Raises** `ValueError` if that is of another model, or of another source.
+        **Raises** `ValueError` if that is of another model.
         """
         if jax.tree.structure(self) != jax.tree.structure(empty):
             raise ValueError(
-                "This cache is of another model, or of other inputs: pass what generate of "
-                "the same model has returned."
+                "This cache is of another model: pass what generate of the same model has "
+                "returned."
             )
 
         def write(old: Array, new: Array) -> Array:
             part = old[tuple(slice(size) for size in new.shape)]
-            return jax.lax.dynamic_update_slice(
-                new, part.astype(new.dtype), (0,) * new.ndim
-            )
+            return jax.lax.dynamic_update_slice(new, part, (0,) * new.ndim)
 
         return jax.tree.map(write, self, empty)
 
