@@ -37,7 +37,7 @@ def with_decoder_layers(model, indices):
 
 # --8<-- [end:model]
 
-DEPTHS = {"deeper": (6, [i // 2 for i in range(12)]), "shallower": (12, [0, 4, 8])}
+DEPTHS = {"deeper": (3, [i // 2 for i in range(6)]), "shallower": (12, [0, 4, 8])}
 
 
 def changed(tmp_path, which):

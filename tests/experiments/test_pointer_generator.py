@@ -61,6 +61,7 @@ def model(tmp_path):
         return PointerBart.from_pretrained(tmp_path / "bart", key=jax.random.key(1))
 
 
+@pytest.mark.slow
 def test_pointer_generator(model, tmp_path):
     check_all(model, lambda m: m.head, tmp_path / "pointer")
 

@@ -120,6 +120,7 @@ def tables(model):
     return [stack.layers.relative_attention_bias.weight for stack in stacks]
 
 
+@pytest.mark.slow
 def test_relative_position_bias(tmp_path):
     bart = checkpoint(tmp_path / "bart")
     model = eqx.nn.inference_mode(RelativeBart(bart.config, key=jax.random.key(1)))

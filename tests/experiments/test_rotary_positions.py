@@ -80,6 +80,7 @@ def rotary(model):
 # --8<-- [end:model]
 
 
+@pytest.mark.slow
 def test_rotary_positions(tmp_path):
     bart = checkpoint(tmp_path / "bart")
     model = eqx.nn.inference_mode(RotaryBart(bart.config, key=jax.random.key(1)))

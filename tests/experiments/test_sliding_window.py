@@ -117,6 +117,7 @@ def windowed(directory, window, config=CONFIG):
     return bart, WindowedBart.from_pretrained(directory, config=config)
 
 
+@pytest.mark.slow
 def test_sliding_window(tmp_path):
     bart, model = windowed(tmp_path / "bart", 2)
     check_all(model, lambda m: m.model.encoder.layers, tmp_path / "windowed")

@@ -170,6 +170,7 @@ def test_saving(model, tmp_path):
         eb.BartForConditionalGeneration.from_pretrained(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_training(model):
     check_gradients(model, second, loss_of)
     value_and_grad = eqx.filter_jit(eqx.filter_value_and_grad(loss_of))

@@ -62,7 +62,7 @@ def test_what_is_generated_goes_on(model):
         assert_close(found, expected[:, :, 7:], 1e-5)
 
 
-@pytest.mark.parametrize("seed", with_slow(*range(4), slow=range(40)))
+@pytest.mark.parametrize("seed", with_slow(0, 1, slow=range(40)))
 def test_turns_with_more_tokens_between(model, seed):
     """Rows end early, are cut anywhere, padded on either side, and go on by other tokens:
     a call with the cache gives what one without it gives."""

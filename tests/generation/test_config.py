@@ -235,3 +235,14 @@ def test_hfs_other_settings_by_name():
     assert eb.GenerationConfig(num_beam_groups=2).extra == {"num_beam_groups": 2}
     with pytest.raises(TypeError, match="num_beems"):
         eb.GenerationConfig(num_beems=2)
+
+
+def test_without_an_end_padding_is_token_0():
+    assert eb.GenerationConfig(eos_token_id=()).settled(1, 9, 9).pad_token_id == 0
+
+
+def test_a_file_that_is_too_deep(tmp_path):
+    deep = "[" * 600 + "]" * 600
+    (tmp_path / "generation_config.json").write_text(f'{{"their_own": {deep}}}')
+    with pytest.raises(eb.CheckpointError, match=r"generation_config\.json at .*recursion"):
+        eb.GenerationConfig.from_pretrained(tmp_path)

@@ -105,7 +105,8 @@ def test_the_oldest_program_is_let_go(monkeypatch):
         found = programs.run(double, np.ones(size, np.float32))
         assert found.tolist() == [2] * size
     assert made == [(1,), (2,), (3,)]
-    alive = [weakref.ref(x) for x in gc.get_objects() if type(x) is type(jax.jit(double))]
+    kind = type(jax.jit(double))
+    alive = [weakref.ref(x) for x in gc.get_objects() if type(x) is kind]
     for size in (4, 5):
         programs.run(double, np.ones(size, np.float32))
     gc.collect()
