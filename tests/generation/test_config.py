@@ -246,3 +246,23 @@ def test_a_file_that_is_too_deep(tmp_path):
     (tmp_path / "generation_config.json").write_text(f'{{"their_own": {deep}}}')
     with pytest.raises(eb.CheckpointError, match=r"generation_config\.json at .*recursion"):
         eb.GenerationConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("max_positions", [20, 21])
+def test_the_longest_answer(max_positions):
+    """The last token is not read, and needs no position."""
+    for most in (1, max_positions):
+        config = eb.GenerationConfig(max_length=most + 1)
+        assert config.settled(1, 9, max_positions).max_new_tokens == most
+    for wrong in (max_positions + 2, 1, 0):
+        config = eb.GenerationConfig(max_length=wrong)
+        with pytest.raises(ValueError, match="max_length"):
+            config.settled(1, 9, max_positions)
+    with pytest.raises(ValueError, match="3 tokens from a start of 5"):
+        eb.GenerationConfig(max_length=3).settled(5, 9, max_positions)
+
+
+def test_nothing_is_returned_that_is_not_asked_for():
+    names = [name for name in DECLARED if name.startswith("output_")]
+    assert len(names) == 5
+    assert not any(DECLARED[name].default for name in names)

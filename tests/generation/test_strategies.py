@@ -365,6 +365,13 @@ def test_each_input_has_its_own_constraint(models):
     found = ours.generate(ids, logits_processors=[constraint], **call)
     for row, length, allowed in zip(found.sequences, found.lengths, own, strict=True):
         assert np.asarray(row)[1:length].tolist() in allowed
+
+    @eqx.filter_jit
+    def inside(constraint):
+        return ours.generate(ids, logits_processors=[constraint], **call).sequences
+
+    constraint = jax.tree.map(jnp.asarray, constraint)
+    assert np.array_equal(inside(constraint), found.sequences)
     with pytest.raises(ValueError, match="is for 5 inputs, and the batch has 2"):
         ours.generate(ids[:2], logits_processors=[constraint], **call)
 
@@ -375,6 +382,9 @@ def test_constraints_that_are_none():
     for empty in ([[]], [[3, -1]]):
         with pytest.raises(ValueError, match="a sequence needs token ids"):
             eb.PrefixConstrainedLogitsProcessor(empty)
+    for both in ({}, {"sequences": [[3]], "by_input": [[[3]]]}):
+        with pytest.raises(TypeError, match="one of the two"):
+            eb.PrefixConstrainedLogitsProcessor(**both)
 
 
 def test_inputs_of_many_lengths_share_a_few_programs(config, getkey):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers.generation.logits_process as hf
 
+import eqx_bart as eb
 from eqx_bart.generation import logits_process as ours
 
 
@@ -50,3 +51,25 @@ def test_one_id_or_more(eos_token_id):
 def test_lists_of_ids():
     check("SuppressTokensLogitsProcessor", [3, 4])
     check("SuppressTokensAtBeginLogitsProcessor", [3, 4], 3)
+
+
+@pytest.mark.parametrize(
+    ("num_beams", "eos_token_id", "expected"),
+    [(1, (2, 3), 1), (3, (2,), 2), (3, (), 2), (3, (2, 3), 3), (3, (2, 3, 4), 4)],
+)
+def test_beam_sampling_keeps_a_token_that_does_not_end(num_beams, eos_token_id, expected):
+    """As many as HF's `GenerationMixin._get_logits_processor` says."""
+    config = eb.GenerationConfig(
+        do_sample=True,
+        num_beams=num_beams,
+        eos_token_id=eos_token_id,
+        top_k=1,
+        top_p=0.1,
+        min_p=0.9,
+        typical_p=0.1,
+        epsilon_cutoff=0.9,
+        eta_cutoff=0.9,
+    )
+    _, *warpers = ours.logits_processors(config.settled(1, 9, 9), 1, None, ())
+    assert [warper.min_tokens_to_keep for warper in warpers] == [expected] * 6
+    assert isinstance(warpers[0], ours.TopKLogitsWarper)

@@ -189,6 +189,18 @@ def test_prefixes():
     assert np.array_equal(apply(processor, scores, tokens), [[X, -1, 2, X], [1, X, X, -4]])
 
 
+def test_all_is_allowed_after_a_prefix():
+    processor = ours.PrefixConstrainedLogitsProcessor([[1, 2], [1, 3]], prompt=[9])
+    for length, expected in (
+        (2, [[X, X, 2, -4]]),
+        (3, [[1, -1, 2, -4]]),
+        (4, [[1, -1, 2, -4]]),
+    ):
+        assert np.array_equal(
+            apply(processor, [[1, -1, 2, -4]], [[9, 1, 3, 0]], length), expected
+        )
+
+
 @pytest.mark.parametrize("is_jitted", [False, True])
 def test_one_after_the_other(is_jitted):
     """HF's `test_processor_list`, `test_processor_list_jitted`: processors are functions
