@@ -136,7 +136,7 @@ def test_rows_that_are_alike_draw_other_samples(models):
     assert np.array_equal(drawn, raw.sequences)
 
 
-@pytest.mark.parametrize("settings", with_slow(SAMPLING, BEAMS, slow=STRATEGIES), ids=str)
+@pytest.mark.parametrize("settings", with_slow(BEAMS, slow=STRATEGIES), ids=str)
 @pytest.mark.parametrize("seed", with_slow(0, slow=range(4)))
 def test_a_row_stands_for_itself(settings, seed):
     """Alone, in any batch, at any place in it, with padding on either side."""
@@ -211,7 +211,7 @@ def test_inside_jit_and_step_by_step(models, settings):
     assert np.array_equal(state.output().lengths, expected.lengths)
 
 
-@pytest.mark.parametrize("settings", with_slow(SAMPLING, BEAMS, slow=STRATEGIES), ids=str)
+@pytest.mark.parametrize("settings", with_slow(BEAMS, slow=STRATEGIES), ids=str)
 def test_streaming(models, settings):
     theirs, ours, rng = models
     ids = random_ids(rng, theirs.config, 3, 7)
@@ -387,6 +387,7 @@ def test_constraints_that_are_none():
             eb.PrefixConstrainedLogitsProcessor(**both)
 
 
+@pytest.mark.slow
 def test_inputs_of_many_lengths_share_a_few_programs(config, getkey):
     config = eb.BartConfig.from_dict(config.to_dict() | {"max_position_embeddings": 512})
     model = eqx.nn.inference_mode(eb.BartForConditionalGeneration(config, key=getkey()))
