@@ -1,5 +1,6 @@
 """What a generation starts from: checked, and padded to usual shapes."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -60,10 +61,9 @@ class GenerationInputs(eqx.Module):
             return x if x is None else _pad_rows(_pad(x, value, limit), num_rows)
 
         mask = self.encoder_attention_mask
-        source = None if mask is None else mask.shape
 
         def pad_outputs(x: Any) -> Any:
-            return _pad_rows(x, num_rows) if x.shape[:2] != source else pad(x, 0)
+            return pad(x, 0) if _is_by_position(x, mask) else _pad_rows(x, num_rows)
 
         prompt = self.prompt
         offset = self.source_offset
@@ -77,6 +77,25 @@ class GenerationInputs(eqx.Module):
             inputs_embeds=pad(self.inputs_embeds, 0),
         )
         return put_rows(padded, sharding, num_rows)
+
+    def trimmed(
+        self, prompt: Integer[ArrayLike, "batch prompt"], source_length: int | None
+    ) -> "GenerationInputs":
+        """What `encode_source` has made of bucketed inputs, without their padding, and with
+        this prompt, which has none."""
+        mask, library = self.encoder_attention_mask, array_library(self)
+
+        def cut(x: Any) -> Any:
+            places = (slice(len(prompt)), slice(source_length))
+            places = places if _is_by_position(x, mask) else places[:1]
+            return jax.device_put(library.asarray(x)[places])
+
+        return dataclasses.replace(jax.tree.map(cut, self), prompt=prompt)
+
+
+def _is_by_position(x: Any, mask: Bool[ArrayLike, "batch source"] | None) -> bool:
+    """Whether an array has an entry for each position of the source."""
+    return mask is not None and x.shape[:2] == mask.shape
 
 
 def power_of_two(size: int) -> int:

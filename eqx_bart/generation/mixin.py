@@ -386,13 +386,6 @@ def _trimmed(
         return trimmed
 
     inputs = output.cache.inputs
-    mask = inputs.encoder_attention_mask
-
-    def of_source(x: Any) -> Any:
-        is_padded = mask is not None and x.shape[:2] == mask.shape
-        return cut(x, *(slice(batch), slice(source))[: 1 + is_padded])
-
-    prompt = cut(inputs.prompt, *of_prompt)
-    inputs = dataclasses.replace(jax.tree.map(of_source, inputs), prompt=prompt)
-    cache = GenerationCache(output.cache.past, put_rows(inputs, sharding, batch))
-    return dataclasses.replace(trimmed, cache=cache)
+    inputs = inputs.trimmed(cut(inputs.prompt, *of_prompt), source)
+    inputs = put_rows(inputs, sharding, batch)
+    return dataclasses.replace(trimmed, cache=GenerationCache(output.cache.past, inputs))

@@ -117,6 +117,7 @@ class Past(eqx.Module):
         slots = jnp.arange(num_slots, dtype=jnp.int32)[None]
         mask = (positions >= 0)[:, None] & (slots <= self.length + place[:, None])[None]
         tokens, new = jnp.maximum(tokens, 0), jnp.maximum(new, 0)
+        # A `Callable` has no names of arguments, so the flag can have none.
         _, _, cache = decode(tokens, self.cache, new, mask[:, None], False)  # noqa: FBT003
         return Past(cache, positions, self.length + num_new)
 

@@ -310,12 +310,12 @@ class BartForCausalLM(LanguageModel):
         refuse_overrides(self, "generate", "__call__", "decode", "init_cache")
         config = self.generation_config.updated(generation_config, overrides)
         has_source = encoder_hidden_states is not None
-        if cache is not None and (has_source or encoder_attention_mask is not None):
-            raise ValueError(
-                "generate takes a cache without encoder_hidden_states and their mask: it "
-                "has them."
-            )
         if cache is not None:
+            if has_source or encoder_attention_mask is not None:
+                raise ValueError(
+                    "generate takes a cache without encoder_hidden_states and their mask: "
+                    "it has them."
+                )
             has_source = cache.inputs.encoder_outputs is not None
         if config.output_attentions and not has_source:
             raise ValueError(

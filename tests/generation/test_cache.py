@@ -30,13 +30,13 @@ def left_padded(rows):
 
 
 def answers(output):
-    """The tokens of each row, padding included only before its first."""
+    """The tokens of each row, up to its end."""
     lengths = np.asarray(output.lengths)
     return [row[:n].tolist() for row, n in zip(output.sequences, lengths, strict=True)]
 
 
-def with_source(model, batch=3):
-    """A model and arguments of `generate`: a source that is padded on the left."""
+def source_of(model, batch=3):
+    """Ids and a mask, whose first row is padded on the left."""
     rng = np.random.default_rng(0)
     mask = random_mask(rng, batch, 9)
     mask[0, :3] = 0
@@ -44,7 +44,7 @@ def with_source(model, batch=3):
 
 
 def test_what_is_generated_goes_on(model):
-    source = with_source(model)
+    source = source_of(model)
     settings = {"forced_eos_token_id": None, "output_attentions": True}
     first = model.generate(*source, **settings, max_new_tokens=7, output_cache=True)
     assert first.cache.num_unread(first.sequences) == 0
@@ -94,16 +94,13 @@ def test_turns_with_more_tokens_between(model, seed):
 
 def prefixed(model):
     """A source, a cache, and a prompt that begins with what it holds."""
-    source = with_source(model)
+    source = source_of(model)
     first = model.generate(*source, max_new_tokens=6, output_cache=True)
     prompt = np.concatenate([first.sequences, [[7, 8], [9, 7], [8, 8]]], axis=1)
     mask = np.ones_like(prompt)
     mask[:, :7] = np.arange(7) < np.asarray(first.lengths)[:, None]
-    return (
-        source,
-        first.cache,
-        {"decoder_input_ids": prompt, "decoder_attention_mask": mask},
-    )
+    prompt = {"decoder_input_ids": prompt, "decoder_attention_mask": mask}
+    return source, first.cache, prompt
 
 
 @pytest.mark.parametrize(
@@ -117,7 +114,7 @@ def prefixed(model):
 )
 def test_any_search_goes_on(model, settings):
     source, cache, prompt = prefixed(model)
-    settings |= {"max_new_tokens": 8}
+    settings = settings | {"max_new_tokens": 8}
     found = model.generate(**prompt, cache=cache, **settings)
     expected = model.generate(*source, **prompt, **settings)
     assert np.array_equal(found.sequences, expected.sequences)
@@ -132,12 +129,8 @@ def test_any_search_goes_on(model, settings):
 
 def test_the_cache_is_used(model):
     _, cache, prompt = prefixed(model)
-    assert (
-        cache.num_unread(
-            np.where(prompt["decoder_attention_mask"], *[prompt["decoder_input_ids"], -1])
-        )
-        < 8
-    )
+    ids = np.where(prompt["decoder_attention_mask"], prompt["decoder_input_ids"], -1)
+    assert cache.num_unread(ids) < 8
     cache = jax.tree.map(lambda x: jnp.zeros_like(x) if x.ndim == 4 else x, cache)
     found, expected = (
         model.generate(**prompt, cache=x, output_logits=True).logits
@@ -158,7 +151,7 @@ def test_another_prompt_is_read_anew(model):
 
 
 def test_inside_jit(model):
-    source = with_source(model)
+    source = source_of(model)
 
     @eqx.filter_jit
     def two_turns(model, ids, mask, more):
@@ -254,7 +247,7 @@ def test_a_decoder_alone(config, has_encoder):
 
 def test_slots_do_not_pile_up(model):
     """A call needs as many slots as there are tokens, however many calls there were."""
-    source = with_source(model, 1)
+    source = source_of(model, 1)
     prompt, cache = None, None
     for _ in range(12):
         start = source if cache is None else ()
