@@ -127,7 +127,7 @@ class GenerationCall(eqx.Module):
         """What the loop is given, padded to shapes that many calls share. Sources and
         prompts, and buffers for answers, are no longer than `limit`, unless they are so
         in this call."""
-        steps = _usual_steps(self.config.max_new_tokens, limit)
+        steps = usual_steps(self.config.max_new_tokens, limit)
         inputs = self.inputs.bucketed(limit)
         most = inputs.prompt.shape[1] - 1
         if self.cache is None:
@@ -157,7 +157,7 @@ class GenerationCall(eqx.Module):
         )
 
 
-def _usual_steps(max_new_tokens: int, limit: int) -> int:
+def usual_steps(max_new_tokens: int, limit: int) -> int:
     """The size of buffers for so many tokens: a power of two, or one and a half of it."""
     usual = _FEWEST_STEPS
     while usual < max_new_tokens:

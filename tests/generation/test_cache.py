@@ -71,7 +71,7 @@ def test_turns_with_more_tokens_between(model, seed):
     source = random_ids(rng, model.config, batch, 6), random_mask(rng, batch, 6)
     rows, cache = [[2]] * batch, None
     for turn in range(3):
-        rows = [[*row, *rng.integers(4, 41, rng.integers(1, 5))] for row in rows]
+        rows = [[*row, *rng.integers(0, 41, rng.integers(1, 5))] for row in rows]
         ids, mask = left_padded(rows)
         if rng.random() < 0.5:
             order = np.argsort(1 - mask, axis=1, kind="stable")  # padding goes to the right
@@ -90,6 +90,19 @@ def test_turns_with_more_tokens_between(model, seed):
         new = [row[width:] for row in answers(whole)]
         cut = [rng.integers(len(row) + 1) for row in new]
         rows = [[*row, *more[:end]] for row, more, end in zip(rows, new, cut, strict=True)]
+
+
+@pytest.mark.parametrize("token", [0, 1])
+def test_any_token_goes_on(model, token):
+    """The smallest ids, too, which stand for nothing in a prompt without a mask."""
+    source = source_of(model)
+    settings = {"max_new_tokens": 6, "forced_eos_token_id": None, "output_logits": True}
+    first = model.generate(*source, **settings, output_cache=True)
+    more = [[token, 7, token, 8]] * 3
+    ids = np.concatenate([first.sequences[:, :-1], more], axis=1)
+    found = model.generate(decoder_input_ids=ids, cache=first.cache, **settings)
+    expected = model.generate(*source, decoder_input_ids=ids, **settings)
+    assert_close(found.logits, expected.logits, 1e-5)
 
 
 def prefixed(model):

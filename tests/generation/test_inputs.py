@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from oracle import convert, random_config, random_ids, random_model
+from oracle import assert_close, convert, random_config, random_ids, random_model
+
+from eqx_bart.generation.call import usual_steps
+from eqx_bart.generation.inputs import power_of_two
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +51,31 @@ def test_the_start_token_comes_after_the_padding_of_a_prompt(models):
         ).sequences[0]
         assert np.array_equal(row[padding:], alone)
         assert alone[: 1 + len(prompt)].tolist() == [3, *prompt]
+
+
+@pytest.mark.parametrize("padding", [(0, 0), (3, 0), (0, 3)])
+def test_a_prompt_of_the_smallest_ids(models, padding):
+    """They are tokens like others, at the end and beside padding, too."""
+    _, ours, ids = models
+    prompt = np.array([[3, 0, 1, 0, 0], [3, 1, 0, 1, 0]])
+    start = ours(ids, decoder_input_ids=prompt)
+    mask = np.pad(np.ones_like(prompt), ((0, 0), padding))
+    padded = np.pad(prompt, ((0, 0), padding), constant_values=9)
+    found = ours.generate(
+        ids,
+        decoder_input_ids=padded,
+        decoder_attention_mask=mask,
+        max_new_tokens=1,
+        output_logits=True,
+    )
+    assert_close(found.logits[0], start.logits[:, -1], 1e-5)
+    assert found.sequences.shape == (2, padded.shape[1] + 1)
+
+
+def test_usual_sizes():
+    """Numbers of rows and tokens are padded to powers of two, and buffers to those and one
+    and a half of them: little more than what is needed, and the same for many calls."""
+    assert [power_of_two(n) for n in range(10)] == [1, 1, 2, 4, 4, 8, 8, 8, 8, 16]
+    found = [usual_steps(n, 1000) for n in (0, 1, 16, 17, 24, 25, 32, 33, 48, 49, 999)]
+    assert found == [16, 16, 16, 24, 24, 32, 32, 48, 48, 64, 1000]
+    assert [usual_steps(n, 20) for n in (16, 17, 21)] == [16, 20, 21]

@@ -228,6 +228,17 @@ def test_streaming(models, settings):
         assert any(len(part) for chunk in chunks[:-3] for part in chunk)
 
 
+def test_several_samples_are_streamed(models):
+    _, ours, _ = models
+    settings = SAMPLING | {"num_return_sequences": 3, "max_new_tokens": 5}
+    ids = np.array([[5, 6], [7, 8]])
+    chunks = list(ours.stream(ids, **settings))
+    rows = [np.concatenate(row).tolist() for row in zip(*chunks, strict=True)]
+    expected = ours.generate(ids, **settings)
+    answers = zip(expected.sequences, expected.lengths, strict=True)
+    assert rows == [row[1:length].tolist() for row, length in answers]
+
+
 def test_streaming_refuses(models):
     _, ours, _ = models
     ids = np.array([[5, 6]])
@@ -237,11 +248,26 @@ def test_streaming_refuses(models):
         jax.jit(lambda ids: next(ours.stream(ids)))(jnp.asarray(ids))
 
 
+@pytest.mark.parametrize("num_ends", [11, 22])
+@pytest.mark.parametrize("early_stopping", [True, False, "never"])
+def test_when_a_beam_search_ends(models, early_stopping, num_ends):
+    """Where many tokens are ends, so that which answer is the best depends on how long the
+    search goes on, and on how many candidates a step has."""
+    theirs, ours, rng = models
+    ids = random_ids(rng, theirs.config, 64, 7)
+    settings = {"num_beams": 2, "length_penalty": 3.0, "early_stopping": early_stopping}
+    settings |= {"eos_token_id": list(range(3, 3 + num_ends)), "max_new_tokens": 12}
+    expected = theirs.generate(torch.from_numpy(ids), do_sample=False, **settings).numpy()
+    found = np.asarray(ours.generate(ids, **settings).sequences)
+    assert np.array_equal(found[:, : expected.shape[1]], expected)
+
+
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3, "num_return_sequences": 2}])
 def test_results_on_request(models, settings):
     theirs, ours, rng = models
     ids = random_ids(rng, theirs.config, 2, 7)
     settings = {"max_new_tokens": 6, "repetition_penalty": 1.3, **settings}
+    settings["eos_token_id"] = list(range(20, 30))
     settings |= dict.fromkeys(("output_scores", "output_logits", "output_attentions"), True)
     expected = theirs.generate(
         torch.from_numpy(ids), do_sample=False, return_dict_in_generate=True, **settings
@@ -261,19 +287,35 @@ def test_results_on_request(models, settings):
     transitions = theirs.compute_transition_scores(
         expected.sequences, expected.scores, beams, normalize_logits=beams is None
     )
-    rows, width = transitions.shape
+    width = transitions.shape[1]
     is_new = np.arange(1, width + 1) < np.asarray(output.lengths)[:, None]
     log_probs = np.where(is_new, transitions, 0)
     assert_close(output.token_log_probs[:, :width], log_probs, 1e-4)
-    for layer, weights in enumerate(output.cross_attentions):
+    for layer, weights in enumerate(np.asarray(output.cross_attentions)):
         for step, theirs_at in enumerate(expected.cross_attentions):
-            for row in range(rows):
+            for row in np.flatnonzero(is_new[:, step]):
                 beam = row if beams is None else int(beams[row, step])
-                if is_new[row, step]:
-                    chosen = theirs_at[layer][beam, :, 0]
-                    assert_close(weights[row, :, step], chosen, 1e-4)
-                else:
-                    assert np.all(np.asarray(weights[row, :, step]) == 0)
+                chosen = theirs_at[layer][beam, :, 0]
+                assert_close(weights[row, :, step], chosen, 1e-4)
+
+
+@pytest.mark.parametrize("settings", [SAMPLING, {"num_beams": 8}], ids=str)
+def test_cross_attentions_end_with_their_row(models, settings):
+    _, ours, _ = models
+    output = ours.generate(
+        np.array([[5, 6, 7]]),
+        num_return_sequences=8,
+        max_new_tokens=6,
+        eos_token_id=list(range(20, 30)),
+        output_attentions=True,
+        **settings,
+    )
+    lengths = np.asarray(output.lengths)
+    assert len(set(lengths.tolist())) > 2
+    is_new = np.arange(1, 7) < lengths[:, None]
+    for weights in output.cross_attentions:
+        total = np.asarray(weights.sum(-1))
+        assert_close(total, np.broadcast_to(is_new[:, None], total.shape), 1e-5)
 
 
 def test_cross_attentions_stay_with_their_source(models):
