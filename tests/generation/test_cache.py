@@ -152,6 +152,27 @@ def test_the_cache_is_used(model):
     assert not np.allclose(found, expected)
 
 
+def test_how_much_of_a_prompt_is_read(model):
+    """What follows the tokens that it has in common with the cache, without the last one,
+    which the first step reads."""
+    source = source_of(model, 1)
+    settings = {"max_new_tokens": 6, "forced_eos_token_id": None}
+    cache = model.generate(*source, **settings, output_cache=True).cache
+    held = np.asarray(cache.inputs.prompt)[0, :6].tolist()
+    assert 0 < held[3] < 40
+    prompts = {
+        (*held, 9): 0,
+        (*held, 9, 9): 1,
+        (-1, -1, *held, 9, 9, -1): 1,
+        (*held[:3],): 0,
+        (*held[:3], held[3] - 1, 9): 1,
+        (*held[:3], held[3] + 1, 9): 1,
+        (0, *held): 6,
+    }
+    found = {prompt: cache.num_unread(np.array([prompt])) for prompt in prompts}
+    assert found == prompts
+
+
 def test_another_prompt_is_read_anew(model):
     """As far as it differs; nothing of the cache that does not belong to it is attended."""
     source, cache, prompt = prefixed(model)

@@ -479,7 +479,7 @@ def test_inputs_that_do_not_fit(models):
     with pytest.raises(ValueError, match="17 tokens is longer than the position table"):
         ours.generate(np.full((1, 17), 5))
     with pytest.raises(ValueError, match=r"decoder_input_ids\[1, 0\] is 30"):
-        ours.generate(ids, decoder_input_ids=np.array([[5], [30]]))
+        ours.generate(ids, decoder_input_ids=np.array([[5, 6], [30, 31]]))
     assert ours.generate(ids[:0], num_beams=2, max_new_tokens=3).sequences.shape == (0, 4)
     with pytest.raises(ValueError, match="The batch is empty"):
         ours.init_generation(ids[:0])
