@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import assert_close
+from oracle import assert_close, assert_same
 
 import eqx_bart as eb
 
@@ -173,6 +173,22 @@ def test_a_subclass_that_changes_nothing_is_a_bart(config, getkey, tmp_path):
     assert (values["model_type"], values["architectures"]) == ("eqx_bart", ["Negated"])
     with pytest.raises(eb.CheckpointError, match="checkpoint of a Negated"):
         eb.BartModel.from_pretrained(tmp_path / "negated")
+
+
+class Prompted(eb.BartForConditionalGeneration):
+    """A subclass with an array of its own, which may have no entry."""
+
+    prompt: jax.Array
+
+    def __init__(self, config, generation_config=None, *, key):
+        super().__init__(config, generation_config, key=key)
+        self.prompt = jnp.zeros((0, config.d_model))
+
+
+def test_an_array_without_entries_is_loaded(config, getkey, tmp_path):
+    model = Prompted(config, key=getkey())
+    model.save_pretrained(tmp_path)
+    assert_same(Prompted.from_pretrained(tmp_path), model)
 
 
 def test_an_override_counts_or_is_refused(config, getkey):

@@ -299,6 +299,7 @@ def test_all_problems_are_reported_together(saved):
         "calls for [36, 24]"
     ) in message
     assert "encoder.layers.7.fc1.bias: unexpected" in message
+    assert "ignore_mismatched_sizes" not in message
 
 
 def test_what_is_of_no_use_is_named(saved):
@@ -416,12 +417,24 @@ def test_another_vocabulary_than_the_config(size, saved, getkey):
             load(directory, config=config, ignore_mismatched_sizes=True)
 
 
+@pytest.mark.parametrize("shape", [(41, 23), (41 * 24,), (41, 24, 1)])
+def test_only_the_vocabulary_may_be_of_another_size(shape, saved, getkey):
+    _, directory = saved
+    table = np.zeros(shape, np.float32)
+    rewrite(directory, lambda t: t.update({"model.shared.weight": table}))
+    with pytest.raises(eb.CheckpointError, match=re.escape(f"shape {list(shape)}")):
+        eb.BartForConditionalGeneration.from_pretrained(
+            directory, vocab_size=37, ignore_mismatched_sizes=True, key=getkey()
+        )
+
+
 def test_another_head_than_the_config(config, getkey, tmp_path):
     model = eb.BartForSequenceClassification(config, key=getkey())
     model.save_pretrained(tmp_path)
     other = eb.BartConfig.from_pretrained(tmp_path, num_labels=7)
     load = eb.BartForSequenceClassification.from_pretrained
-    with pytest.raises(eb.CheckpointError, match=r"out_proj.weight: .*shape \[3, 24\]"):
+    message = r"out_proj.weight: .*shape \[3, 24\].*ignore_mismatched"
+    with pytest.raises(eb.CheckpointError, match=message):
         load(tmp_path, config=other)
     with pytest.warns(UserWarning, match=r"out_proj.*drawn at random"):
         loaded = load(tmp_path, config=other, ignore_mismatched_sizes=True, key=getkey())

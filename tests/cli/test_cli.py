@@ -411,6 +411,8 @@ def test_info(capsys, tmp_path):
 
     state = safetensors.torch.load_file(eb.BUILTIN_MODEL / "model.safetensors")
     del state["model.encoder.layers.0.fc1.bias"]
+    shorter = state["model.decoder.embed_positions.weight"][:9]
+    state["model.decoder.embed_positions.weight"] = shorter
     state["model.encoder.layers.9.fc1.bias"] = torch.zeros(3)
     state["my_head"] = torch.zeros(3, dtype=torch.int64)
     torch.save(state, tmp_path / "pytorch_model.bin")
@@ -420,6 +422,7 @@ def test_info(capsys, tmp_path):
     assert "pytorch_model.bin (PyTorch)" in out
     assert "problems: model.encoder.layers.0.fc1.bias: missing" in out
     assert "problems: model.encoder.layers.9.fc1.bias: unexpected" in out
+    assert re.search(r"problems: model.decoder.embed_positions.*shape \[9, 192\]", out)
     assert re.search(r"head +1 +3 +int64 +24", out)
     assert "unused: my_head" in out
     assert "BartForConditionalGeneration cannot be loaded from" in err

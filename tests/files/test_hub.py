@@ -9,9 +9,7 @@ import subprocess
 import sys
 import types
 
-import equinox as eqx
 import huggingface_hub
-import jax
 import numpy as np
 import pytest
 import torch
@@ -21,7 +19,7 @@ from hub_server import after, half, HubServer, short, silence, stall, status, st
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 from huggingface_hub.utils._shared_blobs import publish_blob_to_shared_store
-from oracle import random_config, random_model
+from oracle import assert_same as assert_same_arrays, random_config, random_model
 
 import eqx_bart as eb
 from eqx_bart.files.formats import FORMATS
@@ -94,14 +92,9 @@ def saved(tmp_path):
 
 
 def assert_same(a, b):
-    pairs = zip(
-        *(jax.tree.leaves(eqx.filter(m, eqx.is_array)) for m in (a, b)), strict=True
-    )
-    assert all(np.array_equal(x, y) for x, y in pairs)
-    assert (a.config.d_model, a.generation_config) == (
-        b.config.d_model,
-        b.generation_config,
-    )
+    assert_same_arrays(a, b)
+    assert a.config.d_model == b.config.d_model
+    assert a.generation_config == b.generation_config
 
 
 load = eb.BartForConditionalGeneration.from_pretrained

@@ -22,13 +22,12 @@ import warnings
 
 import equinox as eqx
 import huggingface_hub.serialization._base as hub
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from oracle import CLASSES, random_config, random_model
+from oracle import assert_same, CLASSES, random_config, random_model
 
 import eqx_bart as eb
 from eqx_bart.files import writing
@@ -75,14 +74,6 @@ def add_others(directory):
         (directory / name).write_bytes(data)
     (directory / "link").symlink_to("run.log")
     (directory / "dangling").symlink_to("../nowhere")
-
-
-def assert_same(a, b):
-    for x, y in zip(
-        *(jax.tree.leaves(eqx.filter(m, eqx.is_array)) for m in (a, b)), strict=True
-    ):
-        assert x.dtype == y.dtype
-        assert np.array_equal(x, y)
 
 
 @pytest.fixture(autouse=True)

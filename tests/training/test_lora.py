@@ -62,6 +62,8 @@ def test_peft_reads_what_is_saved(name, tmp_path):
     eb.save_lora(adapted, tmp_path, base_model_name_or_path="org/base")
     loaded = peft.PeftModel.from_pretrained(theirs, tmp_path).eval()
     assert loaded.peft_config["default"].task_type == TASKS[name]
+    heads = loaded.peft_config["default"].modules_to_save or ()
+    assert ("classification_head" in heads) == (TASKS[name] == "SEQ_CLS")
     with torch.no_grad():
         expected = loaded(input_ids=torch.from_numpy(ids)).logits
     assert_close(logits(adapted, ids), expected, 1e-5)
@@ -300,6 +302,14 @@ B = A.replace("lora_A", "lora_B")
         ),
         ({"tensors": {A: np.zeros((2, 24), int)}}, "stored as int64, not as floats"),
         ({"tensors": {A.replace("decoder", "other"): np.zeros((2, 24))}}, "no place for"),
+        (
+            {"tensors": {"base_model.model.classification_head.dense.bias": np.zeros(24)}},
+            r"no place for the adapter's classification_head\.dense\.bias",
+        ),
+        (
+            {"tensors": {"base_model.model.model.encoder.layers.0.fc1.bias": np.zeros(4)}},
+            r"no place for the adapter's .*encoder\.layers\.0\.fc1\.bias",
+        ),
         (
             {"tensors": {"base_model.model.qa_outputs.bias": np.zeros(3)}},
             r"qa_outputs\.bias has the shape \[3\]; the model's is \[2\]",
