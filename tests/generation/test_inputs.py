@@ -6,7 +6,7 @@ import torch
 from oracle import assert_close, convert, random_config, random_ids, random_model
 
 from eqx_bart.generation.call import usual_steps
-from eqx_bart.generation.inputs import power_of_two
+from eqx_bart.generation.inputs import GenerationInputs, power_of_two
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +79,8 @@ def test_usual_sizes():
     found = [usual_steps(n, 1000) for n in (0, 1, 16, 17, 24, 25, 32, 33, 48, 49, 999)]
     assert found == [16, 16, 16, 24, 24, 32, 32, 48, 48, 64, 1000]
     assert [usual_steps(n, 20) for n in (16, 17, 21)] == [16, 20, 21]
+    inputs = GenerationInputs(np.full((3, 1), 5), np.full((3, 17), 6))
+    padded = inputs.bucketed(100)
+    assert padded.prompt.tolist() == [[5]] * 4
+    assert padded.input_ids.tolist() == [[6] * 17 + [-1] * 15] * 4
+    assert inputs.bucketed(20).input_ids.shape == (4, 20)
