@@ -8,7 +8,8 @@ from . import typechecking as _typechecking
 # Every annotation in these rooms, where arrays have shapes, is checked when a function is
 # called: under `jit`, while it is traced. `JAXTYPING_DISABLE=1` turns that off.
 _CHECKED = [
-    f"{__name__}.{x}" for x in ("nn", "generation", "models", "training", "testing")
+    f"{__name__}.{x}"
+    for x in ("nn", "generation", "models", "training", "sharding", "testing")
 ]
 
 with _install_import_hook(_CHECKED, f"{_typechecking.__name__}.typechecker"):
@@ -39,6 +40,7 @@ with _install_import_hook(_CHECKED, f"{_typechecking.__name__}.typechecker"):
     from .models.sequence_classification import BartForSequenceClassification
     from .nn.cache import KeyValues
     from .nn.checks import checks
+    from .sharding import LAYOUT, shard
     from .training.lora import lora, merge_lora
     from .training.losses import (
         chunked_cross_entropy,
@@ -61,6 +63,7 @@ with _install_import_hook(_CHECKED, f"{_typechecking.__name__}.typechecker"):
 
 __all__ = [
     "BUILTIN_MODEL",
+    "LAYOUT",
     "BartCache",
     "BartConfig",
     "BartForCausalLM",
@@ -101,6 +104,7 @@ __all__ = [
     "save_lora",
     "sentence_permutation",
     "seq2seq_loss",
+    "shard",
     "shift_tokens_right",
     "testing",
     "text_infilling",

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Key
 
 from .state import AbstractStrategy, Progress, Result
-from .top_k import take, top_k
+from .top_k import take, top_k, top_k_of_few
 
 
 #: The score of what may not be chosen, in HF's beam search.
@@ -99,7 +99,7 @@ class BeamSearch(AbstractStrategy):
         going_on = eqx.tree_at(
             lambda c: c.scores, candidates, candidates.scores + _dead_if(is_end)
         )
-        running = going_on.select(jax.lax.top_k(going_on.scores, progress.num_rows)[1])
+        running = going_on.select(top_k_of_few(going_on.scores, progress.num_rows)[1])
         finished, is_finished = self._finish(candidates, is_end, progress)
         settled = _settle(running, finished, is_finished, progress)
         is_lost = jnp.any(jnp.isnan(running.scores), axis=1) & ~self.is_settled
@@ -122,9 +122,9 @@ class BeamSearch(AbstractStrategy):
         self, scores: Float[Array, "batch rows vocab"], progress: Progress
     ) -> Hypotheses:
         """The best continuations: enough that `num_beams` of them do not end the row."""
-        batch, rows, vocab = scores.shape
+        _, rows, vocab = scores.shape
         count = rows * max(2, 1 + len(progress.settings.eos_token_id))
-        totals = (scores + self.running_scores[..., None]).reshape(batch, -1)
+        totals = scores + self.running_scores[..., None]
         if self.keys is None:
             values, places = top_k(totals, count)
         else:  # the largest of Gumbel-perturbed scores are a sample without replacement
@@ -141,7 +141,7 @@ class BeamSearch(AbstractStrategy):
         chosen = beams.select(row)
         log_probs = chosen.log_probs
         if log_probs is not None:
-            new = take(scores.reshape(batch, -1), places)
+            new = take(scores, places)
             log_probs = log_probs.at[:, :, progress.num_new].set(new)
         return Hypotheses(
             chosen.input_ids.at[:, :, progress.length].set(token),
@@ -166,8 +166,9 @@ class BeamSearch(AbstractStrategy):
         merged = jax.tree.map(
             lambda *x: jnp.concatenate(x, axis=1), self.finished, candidates
         )
-        best = jax.lax.top_k(merged.scores, rows)[1]
-        is_finished = take(jnp.concatenate([self.is_finished, is_new], axis=1), best)
+        best = top_k_of_few(merged.scores, rows)[1]
+        are_finished = jnp.concatenate([self.is_finished, is_new], axis=1)
+        is_finished = jnp.take_along_axis(are_finished, best, axis=1)
 
         def unless_settled(new: Array, old: Array) -> Array:
             is_settled = self.is_settled.reshape((-1,) + (1,) * (new.ndim - 1))
@@ -230,10 +231,10 @@ class BeamSearch(AbstractStrategy):
 
 def _noise(
     keys: Key[Array, " batch"],
-    totals: Float[Array, "batch places"],
+    totals: Float[Array, "batch rows vocab"],
     step: Integer[Array, ""],
-) -> Float[Array, "batch places"]:
-    def noise(key: Key[Array, ""]) -> Float[Array, " places"]:
+) -> Float[Array, "batch rows vocab"]:
+    def noise(key: Key[Array, ""]) -> Float[Array, "rows vocab"]:
         key = jax.random.fold_in(key, step)
         return jax.random.gumbel(key, totals.shape[1:], totals.dtype)
 

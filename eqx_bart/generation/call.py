@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Float, Integer, PRNGKeyArray
 
 from ..nn.checks import ArrayLike
-from ..nn.mesh import NO_ROWS
+from ..nn.mesh import split
 from ..settings import as_id_tuple
 from .cache import GenerationCache
 from .config import GenerationConfig
@@ -92,7 +92,7 @@ class LoopInputs(eqx.Module):
     """
 
     inputs: GenerationInputs
-    settings: LoopSettings = eqx.field(metadata=NO_ROWS)
+    settings: LoopSettings = eqx.field(metadata=split())
     processors: tuple[LogitsProcessor, ...]
     key: PRNGKeyArray | None
     past: Past | None

@@ -6,7 +6,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from ..nn.mesh import ROWS_SECOND
+from ..nn.mesh import ROWS, split, TENSOR
 from ..nn.output import ModelOutput
 from .cache import GenerationCache
 
@@ -42,10 +42,10 @@ class GenerationOutput(ModelOutput):
     lengths: Integer[Array, " rows"]
     sequences_scores: Float[Array, " rows"] | None = None
     scores: Float[Array, "steps beams vocab"] | None = eqx.field(
-        default=None, metadata=ROWS_SECOND
+        default=None, metadata=split(None, ROWS, TENSOR)
     )
     logits: Float[Array, "steps beams vocab"] | None = eqx.field(
-        default=None, metadata=ROWS_SECOND
+        default=None, metadata=split(None, ROWS, TENSOR)
     )
     beam_indices: Integer[Array, "rows steps"] | None = None
     token_log_probs: Float[Array, "rows steps"] | None = None

@@ -117,5 +117,6 @@ class Sampling(AbstractStrategy):
 def _log_prob(
     scores: Float[Array, "batch rows vocab"], tokens: Integer[Array, "batch rows"]
 ) -> Float[Array, "batch rows"]:
-    chosen = take(scores, tokens[..., None])[..., 0]
+    flat = scores.reshape(-1, scores.shape[-1])
+    chosen = take(flat, tokens.reshape(-1, 1)).reshape(tokens.shape)
     return chosen - jax.nn.logsumexp(scores, axis=-1)

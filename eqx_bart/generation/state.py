@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from ..nn.matmul import at_least_float32
-from ..nn.mesh import NO_ROWS, on_any_mesh, ROWS_SECOND
+from ..nn.mesh import on_any_mesh, ROWS, split, TENSOR
 from .cache import GenerationCache
 from .call import LoopSettings
 from .inputs import GenerationInputs
@@ -19,14 +19,17 @@ from .output import GenerationOutput
 from .slots import AbstractSlots, CrossAttentions, Decode, Newest, OwnSlots
 
 
+_BY_STEP = split(None, ROWS, None, TENSOR)
+
+
 class Records(eqx.Module):
     """What is kept of one step, or of all steps, for the result, where it is asked for."""
 
-    scores: Float[Array, "*steps batch rows vocab"] | None = eqx.field(metadata=ROWS_SECOND)
-    logits: Float[Array, "*steps batch rows vocab"] | None = eqx.field(metadata=ROWS_SECOND)
+    scores: Float[Array, "*steps batch rows vocab"] | None = eqx.field(metadata=_BY_STEP)
+    logits: Float[Array, "*steps batch rows vocab"] | None = eqx.field(metadata=_BY_STEP)
     cross_attentions: (
         tuple[Float[Array, "*steps batch heads rows source"] | None, ...] | None
-    ) = eqx.field(metadata=ROWS_SECOND)
+    ) = eqx.field(metadata=split(None, ROWS))
 
     @classmethod
     def of_step(
@@ -68,7 +71,7 @@ class Progress(eqx.Module):
     input_ids: Integer[Array, "batch rows max_length"]
     ancestors: Integer[Array, "batch rows steps"]
     num_new: Integer[Array, ""]
-    settings: LoopSettings = eqx.field(metadata=NO_ROWS)
+    settings: LoopSettings = eqx.field(metadata=split())
     prompt_length: int = eqx.field(static=True)
 
     @property

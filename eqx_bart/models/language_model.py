@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from ..nn.embedding import Embedding
 from ..nn.layer import Show, Source
 from ..nn.linear import AbstractLinear, Linear
 from ..nn.matmul import dot_transposed
-from ..nn.mesh import on_any_mesh
+from ..nn.mesh import on_any_mesh, product, ROWS, TENSOR
 from .cache import BartCache
 from .decoder import BartDecoder
 from .layers import BartDecoderLayer
@@ -45,7 +46,7 @@ class Projection(eqx.Module):
     lm_head: AbstractLinear | Embedding
     final_logits_bias: Buffer | None = None
 
-    @on_any_mesh
+    @functools.partial(on_any_mesh, axes=(ROWS, None, TENSOR))
     def __call__(
         self, hidden_states: Float[Array, "batch length d_model"]
     ) -> Float[Array, "batch length vocab"]:
@@ -61,7 +62,8 @@ class Projection(eqx.Module):
             return self.lm_head(hidden_states)
         batch, length, d_model = hidden_states.shape
         rows = hidden_states.reshape(batch * length, d_model)
-        logits = dot_transposed(rows, self.lm_head.weight).astype(hidden_states.dtype)
+        logits = product(dot_transposed, rows, self.lm_head.weight)
+        logits = logits.astype(hidden_states.dtype)
         return logits.reshape(batch, length, logits.shape[-1])
 
 

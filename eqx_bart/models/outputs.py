@@ -12,11 +12,13 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..nn.mesh import ROWS, split, TENSOR
 from ..nn.output import ModelOutput
 
 
 HiddenStates = tuple[Float[Array, "batch _ d_model"], ...]
 Attentions = tuple[Float[Array, "batch _ _ _"] | None, ...]
+_BY_TOKEN = split(ROWS, None, TENSOR)
 ShownByLayer = dict[str, tuple[Any, ...]]
 
 
@@ -44,7 +46,7 @@ class BaseModelOutputWithCrossAttentions(ModelOutput):
 class CausalLMOutputWithCrossAttentions(ModelOutput):
     """What a decoder with a language-modelling head returns."""
 
-    logits: Float[Array, "batch length vocab"]
+    logits: Float[Array, "batch length vocab"] = eqx.field(metadata=_BY_TOKEN)
     hidden_states: HiddenStates | None = None
     attentions: Attentions | None = None
     cross_attentions: Attentions | None = None
@@ -69,7 +71,7 @@ class _LastHiddenState(ModelOutput):
 
 
 class _LMLogits(ModelOutput):
-    logits: Float[Array, "batch target vocab"]
+    logits: Float[Array, "batch target vocab"] = eqx.field(metadata=_BY_TOKEN)
 
 
 class _LabelLogits(ModelOutput):

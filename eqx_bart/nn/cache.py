@@ -6,7 +6,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
-from .mesh import on_any_mesh
+from .mesh import on_any_mesh, ROWS, split, TENSOR
+
+
+_BY_HEAD = split(ROWS, TENSOR)
 
 
 class KeyValues(eqx.Module):
@@ -15,8 +18,8 @@ class KeyValues(eqx.Module):
     Without a cache a slot is a token; with one, there are slots for tokens to come.
     """
 
-    keys: Float[Array, "batch heads length head_dim"]
-    values: Float[Array, "batch heads length head_dim"]
+    keys: Float[Array, "batch heads length head_dim"] = eqx.field(metadata=_BY_HEAD)
+    values: Float[Array, "batch heads length head_dim"] = eqx.field(metadata=_BY_HEAD)
 
     @classmethod
     def zeros(

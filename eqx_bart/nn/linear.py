@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .matmul import matmul
+from .mesh import product
 from .stored import AbstractUnstorable, INLINED, TRANSPOSED
 
 
@@ -53,7 +54,7 @@ def _linear(
     bias: Float[Array, " d_out"] | None,
 ) -> Float[Array, "*batch d_out"]:
     """`Linear`, with its arrays as arguments, so that an error about shapes names them."""
-    y = matmul(x, weight)
+    y = product(matmul, x, weight)
     if bias is not None:
         y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
     return y.astype(x.dtype)

@@ -15,7 +15,7 @@ from ..models.question_answering import BartForQuestionAnswering
 from ..models.sequence_classification import BartForSequenceClassification
 from ..nn.checks import ArrayLike, as_indices, error_if, Mask, outside
 from ..nn.matmul import at_least_float32
-from ..nn.mesh import on_any_mesh
+from ..nn.mesh import on_any_mesh, row_parts
 
 
 class LossSum(eqx.Module):
@@ -81,7 +81,7 @@ def cross_entropy(
 @explained
 @on_any_mesh
 def chunked_cross_entropy(
-    head: Callable[[Float[Array, "1 rows d_model"]], Float[Array, "1 rows classes"]],
+    head: Callable[[Float[Array, "_ rows d_model"]], Float[Array, "_ rows classes"]],
     hidden_states: Float[Array, "*batch d_model"],
     labels: Integer[ArrayLike, "*batch"],
     *,
@@ -107,15 +107,21 @@ def chunked_cross_entropy(
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be 1 or more; it is {chunk_size}.")
-    hidden = hidden_states.reshape(-1, hidden_states.shape[-1])
+    # Chunks of each device's own rows, side by side.
+    parts = row_parts(hidden_states)
+    hidden = hidden_states.reshape(parts, -1, hidden_states.shape[-1])
     row = jax.ShapeDtypeStruct((1, 1, hidden.shape[-1]), hidden.dtype)
     num_classes = eqx.filter_eval_shape(head, row).shape[-1]
-    labels = _checked_labels(labels, num_classes, ignore_index).reshape(-1)
-    num_chunks = max(1, -(-len(hidden) // chunk_size))
-    padding = num_chunks * chunk_size - len(hidden)
-    hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
-    labels = jnp.pad(labels, (0, padding), constant_values=ignore_index)
-    chunks = hidden.reshape(num_chunks, 1, chunk_size, -1)
+    labels = _checked_labels(labels, num_classes, ignore_index).reshape(parts, -1)
+    size = max(1, chunk_size // parts)
+    num_chunks = max(1, -(-hidden.shape[1] // size))
+    padding = num_chunks * size - hidden.shape[1]
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+    labels = jnp.pad(labels, ((0, 0), (0, padding)), constant_values=ignore_index)
+
+    def chunked(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(parts, num_chunks, size, *x.shape[2:]), 1, 0)
+
     parameters, others = eqx.partition(head, eqx.is_inexact_array)
 
     def loss(parameters: Any, hidden: Array, labels: Array) -> tuple[Array, Array]:
@@ -128,9 +134,7 @@ def chunked_cross_entropy(
         )
         return summed.total, summed.count
 
-    total, count = _sum_of_chunks(
-        loss, parameters, chunks, labels.reshape(chunks.shape[:3])
-    )
+    total, count = _sum_of_chunks(loss, parameters, chunked(hidden), chunked(labels))
     return LossSum(total, count)
 
 
