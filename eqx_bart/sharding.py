@@ -21,6 +21,11 @@ from .nn.tree import along
 
 TreeT = TypeVar("TreeT")
 
+#: How arrays are split, by the ends of their paths.
+Layout = Mapping[str, PartitionSpec]
+#: A layout without entries.
+NO_LAYOUT: Layout = MappingProxyType({})
+
 _BASE = r"(\.base_layer)?\.weight"
 _COLUMNS = r"(q_proj|k_proj|v_proj|fc1)"
 _ROWS = r"((self|encoder)_attn\.out_proj|fc2)"
@@ -28,7 +33,7 @@ _ROWS = r"((self|encoder)_attn\.out_proj|fc2)"
 #: How each parameter is split: the first entry that fits the end of its path. What fits
 #: none has a copy on each device: biases of what is split by rows, and norms. Weights are
 #: `[in, out]`.
-LAYOUT: Mapping[str, PartitionSpec] = MappingProxyType(
+LAYOUT: Layout = MappingProxyType(
     {
         _COLUMNS + _BASE: PartitionSpec("fsdp", "tensor"),
         _COLUMNS + r"(\.base_layer)?\.bias": PartitionSpec("tensor"),
@@ -52,7 +57,7 @@ def shard(
     tree: TreeT,
     mesh: Mesh | AbstractMesh,
     *,
-    layout: Mapping[str, PartitionSpec] = MappingProxyType({}),
+    layout: Layout = NO_LAYOUT,
     strict: bool = False,
 ) -> TreeT:
     r"""`tree`, laid out over a mesh: a model, or what has the paths of one in it, such as
@@ -114,7 +119,7 @@ def shard(
     return placed
 
 
-def _check_axes(mesh: Mesh | AbstractMesh, layout: Mapping[str, PartitionSpec]) -> None:
+def _check_axes(mesh: Mesh | AbstractMesh, layout: Layout) -> None:
     """**Raises** `ValueError` if an axis has no meaning, of the mesh or of the layout."""
     named = {name for spec in layout.values() for name in _flat(spec)}
     unknown = [name for name in mesh.axis_names if name not in named | set(AXES)]

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import torch
 import transformers
+from held import held
 
 import eqx_bart as eb
 from eqx_bart.files.safetensors import write_safetensors
@@ -80,7 +81,7 @@ def convert(model: torch.nn.Module):
     tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     with tempfile.TemporaryDirectory() as directory:
         file = pathlib.Path(directory, "model.safetensors")
-        write_safetensors(file, tensors)
+        write_safetensors(file, held(tensors))
         return CLASSES[type(model).__name__].from_pretrained(file, config=config)
 
 

@@ -1,7 +1,10 @@
 """From a model's arrays to the tensors of a checkpoint, and back."""
 
+import contextlib
+import dataclasses
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -9,12 +12,16 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.sharding import Mesh, Sharding
 from jaxtyping import Array, PRNGKeyArray
 
 from ..files.errors import CheckpointError, listed
 from ..files.tensors import StoredTensor
+from ..nn.mesh import put
+from ..nn.processes import is_shared, on_host, together
 from ..nn.stored import AbstractStored
-from .matching import match
+from ..sharding import Layout, NO_LAYOUT, shard
+from .matching import laid_out, match
 from .names import canonical, is_weight, Leaf, named_leaves
 from .resizing import fit_entries
 
@@ -22,9 +29,63 @@ from .resizing import fit_entries
 Model = TypeVar("Model", bound=eqx.Module)
 
 
-def to_tensors(model: eqx.Module) -> dict[str, np.ndarray]:
+@dataclasses.dataclass(eq=False)
+class ModelTensor:
+    """An array of a model, as the tensor that HF would save, which is fetched from the
+    devices when it is wanted.
+
+    **Fields:**
+
+    - `leaf`: where it is in a checkpoint, and the array.
+    - `is_loaded`: whether it was wanted.
+    """
+
+    leaf: Leaf
+    is_loaded: bool = False
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.leaf.value.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return laid_out(self.leaf.value.shape, self.leaf)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def load(self) -> np.ndarray:
+        """The tensor, on the host. All processes that hold parts must call this."""
+        self.is_loaded = True
+        value = self.leaf.value
+        array = on_host(value.value if isinstance(value, AbstractStored) else value)
+        return array.T if self.leaf.is_transposed else array
+
+
+def to_tensors(model: eqx.Module) -> dict[str, ModelTensor]:
     """The tensors that HF would save for `model`, by name."""
-    return {x.name: _to_tensor(x) for x in named_leaves(model) if x.is_weight}
+    return {x.name: ModelTensor(x) for x in named_leaves(model) if x.is_weight}
+
+
+@contextlib.contextmanager
+def writing(model: eqx.Module, tensors: Sequence[ModelTensor]) -> Generator[bool]:
+    """A context that says whether this process is the one to write `model`, of which these
+    are the tensors, in the order in which that will load them.
+
+    Where other processes hold parts, all of them must come here. The first one writes, and
+    the others give it their parts, to the end, whatever happens to it.
+
+    **Raises** in all of them if it fails in one.
+    """
+    are_many = is_shared(model)
+    with together("Saving", is_shared=are_many):
+        try:
+            yield not are_many or jax.process_index() == 0
+        finally:
+            for tensor in tensors if are_many else ():
+                if not tensor.is_loaded:
+                    tensor.load()
 
 
 def load_weights(
@@ -34,6 +95,8 @@ def load_weights(
     dtype: Any,
     key: PRNGKeyArray | None,
     ignore_mismatched_sizes: bool = False,
+    mesh: Mesh | None = None,
+    layout: Layout = NO_LAYOUT,
 ) -> Model:
     """The model that `build` makes from a key, with the weights of a checkpoint.
 
@@ -44,6 +107,8 @@ def load_weights(
         template = eqx.filter_eval_shape(build, jax.random.key(0))
     except ValueError as error:  # the config has what this model cannot be made with
         raise CheckpointError(str(error)) from error
+    if mesh is not None:
+        template = shard(template, mesh, layout=layout)
     found = match(template, tensors, ignore_mismatched_sizes=ignore_mismatched_sizes)
     name = type(template).__name__
     if found.problems:
@@ -70,6 +135,7 @@ def load_weights(
     for name in leaves.keys() - arrays.keys():
         zeros = jnp.zeros(leaves[name].value.shape, dtype or _usual_dtype(stored))
         arrays[name] = _as_leaf(leaves[name].value, zeros)
+    arrays = {name: _placed(array, leaves[name].value) for name, array in arrays.items()}
     values = [arrays.get(canonical(x.name), x.value) for x in named_leaves(template)]
     return jtu.tree_unflatten(jtu.tree_structure(template, is_leaf=is_weight), values)
 
@@ -122,12 +188,57 @@ def from_tensor(name: str, tensor: StoredTensor, leaf: Leaf, dtype: Any) -> Any:
             f"Weights of {dtype} need JAX's 64-bit mode: enable jax_enable_x64, or pass "
             "dtype=jax.numpy.float32."
         )
+    sharding = _sharding(leaf.value)
+    if sharding is not None and laid_out(tensor.shape, leaf) == leaf.value.shape:
+        return _as_leaf(leaf.value, _from_parts(tensor, leaf, dtype, sharding))
     value = tensor.load().astype(dtype, copy=False)
     if name == "final_logits_bias":
         value = _fit_width(value, leaf.value.shape[-1])
     # On the CPU JAX uses this memory, unless it needs another layout.
     array = jax.device_put(value.T if leaf.is_transposed else value)
     return _as_leaf(leaf.value, array)
+
+
+def _from_parts(tensor: StoredTensor, leaf: Leaf, dtype: Any, sharding: Any) -> Array:
+    """The parts of a tensor that are this process's, each read once."""
+    parts = dict[tuple[tuple[int | None, int | None], ...], np.ndarray]()
+
+    def part(place: Any) -> np.ndarray:
+        key = tuple((x.start, x.stop) for x in place)
+        if key not in parts:
+            stored = place[::-1] if leaf.is_transposed else place
+            value = tensor.load_part(stored).astype(dtype, copy=False)
+            parts[key] = value.T if leaf.is_transposed else value
+        return parts[key]
+
+    return jax.make_array_from_callback(leaf.value.shape, sharding, part)
+
+
+def _sharding(leaf: Any) -> Sharding | None:
+    """How an array lies on a mesh, or that of a module that stands for it; `None` if
+    nothing says that."""
+    arrays = jax.tree.leaves(leaf)
+    if len(arrays) != 1 or arrays[0].shape != leaf.shape:
+        return None
+    return getattr(arrays[0], "sharding", None)
+
+
+def whole_arrays(model: Any) -> Iterator[bytes]:
+    """What a process knows of arrays of which each device has a copy."""
+    for x in jax.tree.leaves(eqx.filter(model, eqx.is_array)):
+        if x.is_fully_replicated:
+            yield np.asarray(x).tobytes()
+
+
+def _placed(array: Any, template: Any) -> Any:
+    """An array, or a module that stands for one, where its template says it lies."""
+    leaves, structure = jax.tree.flatten(array)
+    shardings = [getattr(x, "sharding", None) for x in jax.tree.leaves(template)]
+    placed = [
+        x if sharding is None else put(x, sharding)
+        for x, sharding in zip(leaves, shardings, strict=True)
+    ]
+    return jax.tree.unflatten(structure, placed)
 
 
 def _as_leaf(leaf: Any, array: Array) -> Any:
@@ -154,9 +265,3 @@ def _fit_width(bias: np.ndarray, width: int) -> np.ndarray:
     fitted = np.zeros((1, width), bias.dtype)
     fitted[:, : bias.shape[1]] = bias[:, :width]
     return fitted
-
-
-def _to_tensor(leaf: Leaf) -> np.ndarray:
-    value = leaf.value
-    array = np.asarray(value.value if isinstance(value, AbstractStored) else value)
-    return array.T if leaf.is_transposed else array

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from .names import (
 
 
 _BIAS = "final_logits_bias"
+_BLOCK_BYTES = 2**24  # of a tensor are compared at a time
 _MAX_DEPTH = 16  # of the names of a trunk's tensors, wrappers included
 
 
@@ -225,4 +226,20 @@ def _is_same(a: StoredTensor, b: StoredTensor) -> bool:
     if (a.shape, a.dtype) != (b.shape, b.dtype):
         return False
     bits = f"u{a.dtype.itemsize}"
-    return np.array_equal(a.load().view(bits), b.load().view(bits))
+
+    def is_same(rows: tuple[slice, ...]) -> bool:
+        x, y = (tensor.load_part(rows).view(bits) for tensor in (a, b))
+        return np.array_equal(x, y)
+
+    return all(map(is_same, _blocks(a)))
+
+
+def _blocks(tensor: StoredTensor) -> Iterator[tuple[slice, ...]]:
+    """Parts of a tensor, by its first axis, that are small beside a model."""
+    if not tensor.shape:
+        yield ()
+        return
+    size, *rest = tensor.shape
+    step = max(1, size * _BLOCK_BYTES // max(tensor.nbytes, 1))
+    for start in range(0, size, step):
+        yield (slice(start, start + step), *(slice(0, n) for n in rest))

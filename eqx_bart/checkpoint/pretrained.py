@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self, TYPE_CHECKING, TypeVar
 
 import equinox as eqx
 import jax
+from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from ..config import (
@@ -23,10 +24,12 @@ from ..files.formats import find_weights, Weights
 from ..files.hub import HubOptions, locate, split_options
 from ..files.json_files import read_json, write_json
 from ..files.tensors import StoredTensor
-from ..files.writing import num_bytes, replacing, write_weights
+from ..files.writing import num_bytes, replacing, Shards
 from ..hf_names import answer
+from ..nn.processes import check_same, spans_processes, together
+from ..sharding import Layout, NO_LAYOUT
 from .architecture import differences, library_class, overrides, unstorable
-from .loading import load_weights, to_tensors
+from .loading import load_weights, to_tensors, whole_arrays, writing
 from .names import is_label_head
 from .resizing import resize_positions, resize_vocabulary
 
@@ -41,6 +44,8 @@ _OPTIONS = {
     "dtype",
     "key",
     "ignore_mismatched_sizes",
+    "layout",
+    "mesh",
     *HubOptions.__annotations__,
 }
 
@@ -79,6 +84,8 @@ class PretrainedModel(eqx.Module):
         dtype: Any = None,
         key: PRNGKeyArray | None = None,
         ignore_mismatched_sizes: bool = False,
+        mesh: Mesh | None = None,
+        layout: Layout = NO_LAYOUT,
         **options: Any,
     ) -> Self:
         """Loads a checkpoint that HF's PyTorch or Flax BART, or `save_pretrained`, wrote.
@@ -96,6 +103,8 @@ class PretrainedModel(eqx.Module):
         - `ignore_mismatched_sizes`: if the config has another number of tokens or
             positions than the checkpoint, keep those that both have and draw the others; if
             it has another head, draw that. By default, these are errors.
+        - `mesh`, `layout`: where the model goes, as `shard` has it; by default to JAX's
+            default device. Of safetensors, each process reads only what its devices hold.
         - `options`: for the hub `revision`, `token`, `cache_dir` and `local_files_only`,
             see `HubOptions`; settings that replace those of the config, such as
             `num_labels=5`, see `BartConfig.updated`; and, for a model that generates,
@@ -106,34 +115,47 @@ class PretrainedModel(eqx.Module):
         **Raises** `CheckpointError` if a file is malformed, if the hub does not provide it,
         or if tensors are missing, unexpected or of another shape than the config says,
         naming them; `FileNotFoundError` if there is no config; `TypeError` if there is no
-        such option.
+        such option. With more than one process, in all of them if in one; and `ValueError`
+        if they have read different checkpoints.
         """
-        hub, overrides = split_options(options)
-        given = {x: overrides.pop(x) for x in cls._setting_names & overrides.keys()}
-        overrides = known_settings(overrides, _OPTIONS | cls._setting_names)
-        path = locate(path, weights=True, **hub)
-        weights = find_weights(path)
-        directory = weights.file.parent
-        if config is None:
-            config, tensors = read_config(weights, overrides)
-        else:
-            config, tensors = config.updated(**overrides), weights.read()
-        check_class(cls, config)
-        settings = cls._read_settings(directory, config, given)
-        check_layers(config, tensors)
-        if dtype is None:
-            check_dtype(config)
+        is_shared = mesh is not None and spans_processes(mesh)
+        with together("Loading", is_shared=is_shared):
+            hub, overrides = split_options(options)
+            given = {x: overrides.pop(x) for x in cls._setting_names & overrides.keys()}
+            overrides = known_settings(overrides, _OPTIONS | cls._setting_names)
+            path = locate(path, weights=True, **hub)
+            weights = find_weights(path)
+            directory = weights.file.parent
+            if config is None:
+                config, tensors = read_config(weights, overrides)
+            else:
+                config, tensors = config.updated(**overrides), weights.read()
+            check_class(cls, config)
+            settings = cls._read_settings(directory, config, given)
+            check_layers(config, tensors)
+            if dtype is None:
+                check_dtype(config)
 
-        def build(key: PRNGKeyArray) -> Any:
-            return eqx.nn.inference_mode(cls(config, key=key, **settings))
+            def build(key: PRNGKeyArray) -> Any:
+                return eqx.nn.inference_mode(cls(config, key=key, **settings))
 
-        return load_weights(
-            build,
-            tensors,
-            dtype=config.dtype if dtype is None else dtype,
-            key=key,
-            ignore_mismatched_sizes=ignore_mismatched_sizes,
-        )
+            model = load_weights(
+                build,
+                tensors,
+                dtype=config.dtype if dtype is None else dtype,
+                key=key,
+                ignore_mismatched_sizes=ignore_mismatched_sizes,
+                mesh=mesh,
+                layout=layout,
+            )
+        if is_shared:
+            check_same(
+                f"The processes have read different checkpoints from {path}: it has "
+                "changed meanwhile, or it is another one on another machine.",
+                repr(config).encode(),
+                *whole_arrays(model),
+            )
+        return model
 
     def resize_token_embeddings(
         self,
@@ -247,15 +269,14 @@ class PretrainedModel(eqx.Module):
         parameters = jax.tree.leaves(eqx.filter(self, eqx.is_inexact_array))
         values = config.to_dict() | architecture
         values["dtype"] = str(next(iter(tensors.values())).dtype)
-        with replacing(Path(directory)) as new:
-            write_weights(
-                new,
-                tensors,
-                max_shard_size=limit,
-                num_parameters=sum(x.size for x in parameters),
-            )
-            write_json(new, "config.json", values)
-            self._write_settings(new)
+        shards = Shards.of(tensors, limit)
+        with writing(self, shards.tensors) as is_writer:
+            if not is_writer:
+                return
+            with replacing(Path(directory)) as new:
+                shards.write(new, sum(x.size for x in parameters))
+                write_json(new, "config.json", values)
+                self._write_settings(new)
 
     @classmethod
     def _read_settings(

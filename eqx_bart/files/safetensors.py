@@ -16,7 +16,7 @@ import safetensors
 from .errors import CheckpointError
 from .flax import flax_name, transposed
 from .json_files import parse_json
-from .tensors import StoredTensor
+from .tensors import StoredTensor, Tensor
 
 
 _DTYPES = {
@@ -74,16 +74,21 @@ def _stored(file: Path, start: int, name: str, entry: Mapping[str, Any]) -> Stor
     return StoredTensor(file, (span,), _DTYPES[entry["dtype"]], tuple(entry["shape"]))
 
 
-def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def in_file_order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors in the order in which a file has them: the widest dtypes first,
+    so that all are aligned."""
+    return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+
+
+def write_safetensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes `tensors` to `file`, with the metadata that HF's readers look for.
 
     The format's own library needs a contiguous copy of all of them at once: a second model
-    in memory. This copies one tensor at a time.
+    in memory. This loads and copies one tensor at a time, `in_file_order`.
 
     **Raises** `CheckpointError` if the format does not have a tensor's dtype.
     """
-    # The widest dtypes first, so that all tensors are aligned.
-    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    names = in_file_order(tensors)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in names:
@@ -99,7 +104,7 @@ def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     with file.open("wb") as handle:
         handle.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            elements = np.ascontiguousarray(tensors[name]).reshape(-1)
+            elements = np.ascontiguousarray(tensors[name].load()).reshape(-1)
             handle.write(elements.view(np.uint8).data)
         handle.flush()
         os.fsync(handle.fileno())

@@ -1,8 +1,12 @@
 """A tensor in a file of any format."""
 
 import dataclasses
+import io
+import itertools
 import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -14,6 +18,20 @@ _ALIGNMENT = 64
 
 # The limit on a shape's entries. NumPy refuses 2**63, even if there are no elements.
 _MAX_SIZE = 2**48
+
+
+class Tensor(Protocol):
+    """A tensor that is fetched, as a whole, when it is wanted."""
+
+    @property
+    def dtype(self) -> np.dtype: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def nbytes(self) -> int: ...
+    def load(self) -> np.ndarray:
+        """The tensor, on the host."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,19 +83,59 @@ class StoredTensor:
 
         **Raises** `CheckpointError` if the file ends before the tensor does.
         """
-        storage = _aligned_bytes(sum(size for _, size in self.spans))
-        rest = storage.data
-        with self.file.open("rb") as file:
-            for offset, size in self.spans:
-                file.seek(offset)
-                if file.readinto(rest[:size]) != size:
-                    raise CheckpointError(f"{self.file} ends early: it has changed.")
-                rest = rest[size:]
-        elements = storage.view(self.dtype)
+        elements = self._read(self.spans).view(self.dtype)
         if self.strides is None:
             return elements[: math.prod(self.shape)].reshape(self.shape)
         strides = [stride * self.dtype.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(elements, self.shape, strides)
+
+    def load_part(self, place: tuple[slice, ...]) -> np.ndarray:
+        """`load()[place]`, a slice of each axis without steps. Of a tensor in one piece,
+        row-major, nothing else is read.
+
+        **Raises** as `load` does.
+        """
+        if self.strides is not None or len(self.spans) > 1:
+            return np.ascontiguousarray(self.load()[place])
+        ranges = [range(size)[own] for size, own in zip(self.shape, place, strict=True)]
+        part = tuple(map(len, ranges))
+        whole_from = len(part)  # the axes from here on are whole, and one run of bytes
+        while whole_from and part[whole_from - 1] == self.shape[whole_from - 1]:
+            whole_from -= 1
+        split = max(whole_from - 1, 0)
+        spans = tuple(self._runs(ranges, split)) if math.prod(part) else ()
+        return self._read(spans).view(self.dtype).reshape(part)
+
+    def _runs(self, ranges: list[range], split: int) -> Iterator[tuple[int, int]]:
+        """The spans of the part with these ranges, whose axes after `split` are whole."""
+        steps = [math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
+        run = ranges[split : split + 1]
+        size = (len(run[0]) * steps[split] if run else 1) * self.dtype.itemsize
+        for place in itertools.product(*ranges[:split]):
+            first = [*place, *(r.start for r in run)]
+            offset = sum(i * step for i, step in zip(first, steps, strict=False))
+            yield self.spans[0][0] + offset * self.dtype.itemsize, size
+
+    def _read(self, spans: Iterable[tuple[int, int]]) -> np.ndarray:
+        """The bytes of these spans, joined."""
+        spans = tuple(spans)
+        storage = _aligned_bytes(sum(size for _, size in spans))
+        rest = storage.data
+        with self.file.open("rb", buffering=0) as file:
+            for offset, size in spans:
+                if read_into(file, offset, rest[:size]) != size:
+                    raise CheckpointError(f"{self.file} ends early: it has changed.")
+                rest = rest[size:]
+        return storage
+
+
+def read_into(file: io.FileIO, offset: int, buffer: memoryview) -> int:
+    """Fills `buffer` with what is in the file from `offset` on; returns how many bytes."""
+    file.seek(offset)
+    total = 0
+    while total < len(buffer) and (count := file.readinto(buffer[total:])):
+        total += count
+    return total
 
 
 def _aligned_bytes(size: int) -> np.ndarray:

@@ -9,15 +9,17 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
-
-import numpy as np
+from typing import Any, Generic, TypeVar
 
 from .formats import INDEX_SUFFIX
 from .json_files import write_json
-from .safetensors import write_safetensors
+from .safetensors import in_file_order, write_safetensors
+from .tensors import Tensor
 
+
+TensorT = TypeVar("TensorT", bound=Tensor)
 
 _WEIGHTS = "model.safetensors"
 
@@ -75,36 +77,58 @@ def num_bytes(size: int | str) -> int:
     return found
 
 
-def write_weights(
-    directory: Path,
-    tensors: dict[str, np.ndarray],
-    *,
-    max_shard_size: int,
-    num_parameters: int,
-) -> None:
-    """Writes `tensors` to one file, or to shards and their index, as HF does.
+@dataclasses.dataclass(frozen=True)
+class Shards(Generic[TensorT]):
+    """The files that tensors go to.
 
-    **Arguments:**
+    **Fields:**
 
-    - `max_shard_size`: in bytes; only a tensor that alone is larger has a larger file.
-    - `num_parameters`: of the model, for the index.
+    - `files`: the tensors of each file, by their names.
+    - `metadata`: what the index says about all of them.
     """
-    from huggingface_hub import split_state_dict_into_shards_factory
 
-    shards = split_state_dict_into_shards_factory(
-        tensors,
-        get_storage_size=lambda tensor: tensor.nbytes,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=max_shard_size,
-    )
-    for file, names in shards.filename_to_tensors.items():
-        write_safetensors(directory / file, {name: tensors[name] for name in names})
-    if shards.is_sharded:
-        index = {
-            "metadata": {"total_parameters": num_parameters, **shards.metadata},
-            "weight_map": shards.tensor_to_filename,
-        }
-        write_json(directory, _WEIGHTS + INDEX_SUFFIX, index)
+    files: Mapping[str, Mapping[str, TensorT]]
+    metadata: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, TensorT], max_shard_size: int) -> "Shards[TensorT]":
+        """One file, or shards as HF makes them. `max_shard_size` is in bytes; only a tensor
+        that alone is larger has a larger file."""
+        from huggingface_hub import split_state_dict_into_shards_factory
+
+        found = split_state_dict_into_shards_factory(
+            dict(tensors),
+            get_storage_size=lambda tensor: tensor.nbytes,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
+        files = found.filename_to_tensors
+        return cls(
+            {file: {n: tensors[n] for n in files[file]} for file in files}, found.metadata
+        )
+
+    @property
+    def tensors(self) -> list[TensorT]:
+        """All of them, in the order in which `write` loads them."""
+        return [
+            tensors[name]
+            for tensors in self.files.values()
+            for name in in_file_order(tensors)
+        ]
+
+    def write(self, directory: Path, num_parameters: int) -> None:
+        """Writes the files and, if there is more than one, their index, which says how many
+        parameters the model has."""
+        for file, tensors in self.files.items():
+            write_safetensors(directory / file, tensors)
+        if len(self.files) > 1:
+            index = {
+                "metadata": {"total_parameters": num_parameters, **self.metadata},
+                "weight_map": {
+                    n: file for file, names in self.files.items() for n in names
+                },
+            }
+            write_json(directory, _WEIGHTS + INDEX_SUFFIX, index)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Key
 
+from ..nn.processes import on_host
 from .state import AbstractStrategy, Progress, Result
 from .top_k import take, top_k, top_k_of_few
 
@@ -211,12 +212,12 @@ class BeamSearch(AbstractStrategy):
     def decided(self, progress: Progress) -> list[np.ndarray]:
         """With beams, the prefix that all rows that may still win have in common."""
         begin, end = progress.prompt_length, int(progress.length)
-        running = np.asarray(progress.input_ids)
-        finished = np.asarray(self.finished.input_ids)
-        lengths = begin + np.sum(np.asarray(self.finished.ancestors) >= 0, axis=-1)
-        is_finished = np.asarray(self.is_finished)
+        running = on_host(progress.input_ids)
+        finished = on_host(self.finished.input_ids)
+        lengths = begin + np.sum(on_host(self.finished.ancestors) >= 0, axis=-1)
+        is_finished = on_host(self.is_finished)
         decided: list[np.ndarray] = []
-        for i, is_settled in enumerate(np.asarray(self.is_settled)):
+        for i, is_settled in enumerate(on_host(self.is_settled)):
             rows = [row[begin:n] for row, n in zip(finished[i], lengths[i], strict=True)]
             if not is_settled:
                 rows = [

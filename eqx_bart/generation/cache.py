@@ -7,6 +7,7 @@ import equinox as eqx
 from jaxtyping import Integer
 
 from ..nn.checks import ArrayLike, error_if
+from ..nn.processes import on_host
 from .inputs import array_library, GenerationInputs, is_traced
 from .slots import Past
 
@@ -66,7 +67,7 @@ class GenerationCache(eqx.Module):
         """How many tokens, up to the last one but one, are to be read in each row."""
         if is_traced(prompt, self):
             return prompt.shape[1] - self.inputs.prompt.shape[1]
-        return max(self._unread(prompt).tolist())
+        return max(on_host(self._unread(prompt)).tolist())
 
     def _unread(
         self, prompt: Integer[ArrayLike, "batch prompt"]

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from ..nn.checks import ArrayLike, check_range, error_if, Mask
 from ..nn.mesh import is_spread, put_rows, rows_sharding
+from ..nn.processes import on_host
 
 
 #: Shorter sequences are padded to this length.
@@ -73,7 +74,7 @@ class GenerationInputs(eqx.Module):
             pad(self.input_ids, -1),
             jax.tree.map(pad_outputs, self.encoder_outputs),
             pad(mask, 0),
-            None if offset is None else jax.device_put(_pad_rows(offset, num_rows)),
+            None if offset is None else as_jax(_pad_rows(offset, num_rows)),
             inputs_embeds=pad(self.inputs_embeds, 0),
         )
         return put_rows(padded, sharding, num_rows)
@@ -88,7 +89,7 @@ class GenerationInputs(eqx.Module):
         def cut(x: Any) -> Any:
             places = (slice(len(prompt)), slice(source_length))
             places = places if _is_by_position(x, mask) else places[:1]
-            return jax.device_put(library.asarray(x)[places])
+            return as_jax(library.asarray(x)[places])
 
         return dataclasses.replace(jax.tree.map(cut, self), prompt=prompt)
 
@@ -129,6 +130,11 @@ def array_library(*arrays: Any) -> Any:
     """What computes with these arrays: JAX if they are traced, or spread over devices;
     otherwise NumPy, because JAX would compile a program for each shape."""
     return jnp if is_traced(arrays) or is_spread(arrays) else np
+
+
+def as_jax(x: ArrayLike) -> Array:
+    """`x`, on JAX's default device if it is NumPy's: without a program for each shape."""
+    return x if isinstance(x, jax.Array) else jax.device_put(x)
 
 
 def is_traced(*values: Any) -> bool:
@@ -181,7 +187,7 @@ def _empty_rows(
     empty = ~mask.any(axis=1)
     if is_traced(empty):
         return mask, empty, f"{name} masks every token of a row."
-    empty = np.asarray(empty)
+    empty = on_host(empty)
     row = np.argmax(empty) if len(empty) else 0
     return mask, empty, f"{name} masks every token of row {row}."
 
@@ -213,7 +219,7 @@ def with_start_token(
     """
     if is_traced(prompt):
         return prompt
-    prompt = np.asarray(prompt)
+    prompt = on_host(prompt)
     first = np.argmax(prompt >= 0, axis=1)
     rows = np.arange(len(prompt))
     if len(prompt) == 0 or np.any(prompt[rows, first] == token_id):

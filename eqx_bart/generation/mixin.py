@@ -19,7 +19,7 @@ from .beam_search import BeamSearch
 from .cache import GenerationCache
 from .call import GenerationCall, LoopInputs
 from .config import GenerationConfig
-from .inputs import align_right, array_library, GenerationInputs, is_traced
+from .inputs import align_right, array_library, as_jax, GenerationInputs, is_traced
 from .logits_process import LogitsProcessor
 from .output import GenerationOutput
 from .programs import run
@@ -360,7 +360,7 @@ def _trimmed(
     library = array_library(output)
 
     def cut(x: Any, *slices: slice) -> Any:
-        return None if x is None else jax.device_put(library.asarray(x)[slices])
+        return None if x is None else as_jax(library.asarray(x)[slices])
 
     of_steps = (slice(rows), slice(steps))
     of_prompt = (slice(rows), slice(padding, padding + prompt_length + steps))

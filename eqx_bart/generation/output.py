@@ -3,11 +3,11 @@
 from typing import Any
 
 import equinox as eqx
-import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from ..nn.mesh import ROWS, split, TENSOR
 from ..nn.output import ModelOutput
+from ..nn.processes import on_host
 from .cache import GenerationCache
 
 
@@ -64,8 +64,8 @@ class GenerationOutput(ModelOutput):
         - `tokenizer`: one of transformers'; its `batch_decode` gets the `options` too.
         - `skip_special_tokens`: whether to leave out the start, the end and their like.
         """
-        lengths = np.asarray(self.lengths)
-        rows = zip(np.asarray(self.sequences).tolist(), lengths, strict=True)
+        lengths = on_host(self.lengths)
+        rows = zip(on_host(self.sequences).tolist(), lengths, strict=True)
         return tokenizer.batch_decode(
             [row[:length] for row, length in rows],
             skip_special_tokens=skip_special_tokens,

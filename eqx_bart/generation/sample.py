@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Key
 
 from ..nn.checks import unknown_if_nan
+from ..nn.processes import on_host
 from .state import AbstractStrategy, Progress, Result
 from .top_k import take, top_k
 
@@ -108,8 +109,8 @@ class Sampling(AbstractStrategy):
         )
 
     def decided(self, progress: Progress) -> list[np.ndarray]:
-        lengths = np.minimum(self.lengths, progress.length).reshape(-1)
-        input_ids = np.asarray(progress.input_ids).reshape(len(lengths), -1)
+        lengths = np.minimum(on_host(self.lengths), progress.length).reshape(-1)
+        input_ids = on_host(progress.input_ids).reshape(len(lengths), -1)
         pairs = zip(input_ids, lengths, strict=True)
         return [row[progress.prompt_length : length] for row, length in pairs]
 

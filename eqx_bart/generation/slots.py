@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from .inputs import array_library, power_of_two, SMALLEST_LENGTH
+from .inputs import array_library, as_jax, power_of_two, SMALLEST_LENGTH
 
 
 CrossAttentions = tuple[Float[Array, "batch heads rows source"] | None, ...]
@@ -67,7 +67,7 @@ class Past(eqx.Module):
         positions = self.positions[:, :size]
         missing = ((0, 0), (0, size - positions.shape[1]))
         padded = array_library(positions).pad(positions, missing, constant_values=-1)
-        return Past(self.cache, jax.device_put(padded), self.length)
+        return Past(self.cache, as_jax(padded), self.length)
 
     def written_into(self, empty: "Past") -> "Past":
         """The past, in an empty one with other numbers of rows and slots. All slots that

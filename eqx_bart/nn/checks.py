@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import AbstractDtype, Array, Bool, Float, Integer
 
+from .processes import on_host
+
 
 #: What the public functions take where HF takes a tensor.
 ArrayLike = Array | np.ndarray
@@ -79,7 +81,7 @@ def error_if(x: ArrayT, wrong: Bool[ArrayLike, "..."], message: str) -> ArrayT |
     `checks` says happens.
     """
     if not isinstance(wrong, jax.core.Tracer):
-        if np.any(wrong):
+        if on_host(wrong).any():
             raise ValueError(message)
         return x
     on_error = _CHOSEN.value or _ENVIRONMENT
@@ -159,7 +161,7 @@ def outside(
     if isinstance(ids, jax.core.Tracer):
         ids = as_indices(ids)
         return (ids < 0) | (ids >= size), f"{message}."
-    values = np.asarray(ids)
+    values = on_host(ids)
     wrong = np.asarray((values < 0) | (values >= size))
     if wrong.any():
         place = tuple(int(i) for i in np.argwhere(wrong)[0])

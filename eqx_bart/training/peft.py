@@ -11,16 +11,17 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array
 
-from ..checkpoint.loading import from_tensor, to_tensors
+from ..checkpoint.loading import from_tensor, to_tensors, writing
 from ..checkpoint.matching import laid_out
 from ..checkpoint.names import canonical, Leaf, name_of, named_leaves
 from ..files.errors import CheckpointError
 from ..files.formats import FORMATS
 from ..files.json_files import read_json, write_json
-from ..files.safetensors import write_safetensors
+from ..files.safetensors import in_file_order, write_safetensors
 from ..files.tensors import StoredTensor
 from ..files.writing import Files, replacing
 from ..nn.linear import Linear, LowRankLinear
+from ..nn.processes import on_host
 from .lora import ends_with, has_adapters, linears, map_linears
 
 
@@ -104,13 +105,17 @@ def save_lora(
         "target_modules": sorted(adapters),
         "task_type": _TASK_TYPES.get(type(model).__name__),
     }
-    with replacing(Path(directory), _FILES) as new:
-        stored = {
-            _PREFIX + re.sub(r"\.(lora_[AB])$", r".\1.weight", name): tensor
-            for name, tensor in tensors.items()
-        }
-        write_safetensors(new / f"{_WEIGHTS}.safetensors", stored)
-        write_json(new, _CONFIG, config)
+    stored = {
+        _PREFIX + re.sub(r"\.(lora_[AB])$", r".\1.weight", name): tensor
+        for name, tensor in tensors.items()
+    }
+    in_order = [stored[name] for name in in_file_order(stored)]
+    with writing(model, in_order) as is_writer:
+        if not is_writer:
+            return
+        with replacing(Path(directory), _FILES) as new:
+            write_safetensors(new / f"{_WEIGHTS}.safetensors", stored)
+            write_json(new, _CONFIG, config)
 
 
 def load_lora(model: ModelT, directory: str | Path) -> ModelT:
@@ -234,7 +239,7 @@ def _first_adapter(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The adapter that PEFT has first, and whose product it takes from the weight: the
     largest singular values (PiSSA), or the first columns of Q and rows of R (OLoRA)."""
-    weight = np.asarray(linear.weight, np.float32)
+    weight = on_host(linear.weight).astype(np.float32)
     if init == "olora":
         q, r = np.linalg.qr(weight.T)
         return r[:rank].T, q[:, :rank].T

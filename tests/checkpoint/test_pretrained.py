@@ -182,7 +182,9 @@ def test_shards(saved):
         name: f"model-0000{1 + i % 3}-of-00003.safetensors" for i, name in enumerate(names)
     }
     for file in set(files.values()):
-        part = {n: np.ascontiguousarray(tensors[n]) for n in names if files[n] == file}
+        part = {
+            n: np.ascontiguousarray(tensors[n].load()) for n in names if files[n] == file
+        }
         safetensors.numpy.save_file(part, directory / file)
     (directory / "model.safetensors").unlink()
     index = directory / "model.safetensors.index.json"

@@ -27,13 +27,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from held import Held, held
 from oracle import assert_same, CLASSES, random_config, random_model
 
 import eqx_bart as eb
 from eqx_bart.files import writing
 from eqx_bart.files.json_files import write_json
 from eqx_bart.files.safetensors import write_safetensors
-from eqx_bart.files.writing import num_bytes, replacing, write_weights
+from eqx_bart.files.writing import num_bytes, replacing, Shards
 
 
 INDEX = "model.safetensors.index.json"
@@ -43,7 +44,7 @@ OTHERS = {"tokenizer.json": b"{}", "run.log": b"loss 3\n", "pytorch_model.bin": 
 def save(directory, tensors, jsons, max_shard_size):
     """What `save_pretrained` does with a model's tensors and configs."""
     with replacing(directory) as new:
-        write_weights(new, tensors, max_shard_size=max_shard_size, num_parameters=0)
+        Shards.of(held(tensors), max_shard_size).write(new, num_parameters=0)
         for name, values in jsons.items():
             write_json(new, name, values)
 
@@ -153,7 +154,7 @@ def test_the_bytes_are_those_of_the_library(dtype, tmp_path):
         f"{i}.é": rng.normal(size=rng.integers(0, 5, rng.integers(4))).astype(dtype).T
         for i in range(9)
     }
-    write_safetensors(tmp_path / "ours", tensors)
+    write_safetensors(tmp_path / "ours", held(tensors))
     tensors = {name: tensor.copy(order="C") for name, tensor in tensors.items()}
     safetensors.numpy.save_file(tensors, tmp_path / "theirs", {"format": "pt"})
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
@@ -165,21 +166,21 @@ def test_dtypes_together(tmp_path):
     tensors = {
         d: np.asarray(100 * rng.normal(size=(3, 5))).astype(d).T for d in dtypes[::-1]
     }
-    write_safetensors(tmp_path / "file", tensors)
+    write_safetensors(tmp_path / "file", held(tensors))
     loaded = safetensors.numpy.load_file(tmp_path / "file")
     assert loaded.keys() == tensors.keys()
     for name, tensor in loaded.items():
         assert tensor.dtype == tensors[name].dtype
         assert np.array_equal(tensor, tensors[name])
     with pytest.raises(eb.CheckpointError, match="x is complex64, which is none of F64"):
-        write_safetensors(tmp_path / "file", {"x": np.ones(3, np.complex64)})
+        write_safetensors(tmp_path / "file", held({"x": np.ones(3, np.complex64)}))
 
 
 def test_one_tensor_at_a_time_is_in_memory(tmp_path):
     tensors = {str(i): np.ones((256, 512), np.float32).T for i in range(12)}
     tracemalloc.start()
     try:
-        write_safetensors(tmp_path / "file", tensors)
+        write_safetensors(tmp_path / "file", held(tensors))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -647,7 +648,7 @@ def save_on_mounts(place, old, new):
     say([file.name for file in (place / "small").iterdir()])
 
 
-FUNCTIONS = (save, say, saving, save_in_turn, save_on_mounts)
+FUNCTIONS = (Held, held, save, say, saving, save_in_turn, save_on_mounts)
 # Importing all of the package takes long.
 BARE = f"""
 import sys, types
@@ -661,8 +662,9 @@ import os, pickle, resource, subprocess, sys
 
 import eqx_bart as eb
 import huggingface_hub.serialization
+import numpy as np
 from eqx_bart.files.json_files import write_json
-from eqx_bart.files.writing import replacing, write_weights
+from eqx_bart.files.writing import replacing, Shards
 
 {"".join(map(inspect.getsource, FUNCTIONS))}
 
