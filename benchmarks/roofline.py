@@ -37,6 +37,7 @@ class Machine:
     - `per_node`: how many devices `inside` connects, in a ring or torus of so many
         `dimensions`; `between` connects nodes.
     - `start`: the seconds that a collective takes before its first hop.
+    - `layer`: those that a decoding step takes for each layer, beside what it computes.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Machine:
     inside: Link
     between: Link
     start: float
+    layer: float
 
     @classmethod
     def read(cls, path: Path) -> "Machine":
@@ -65,6 +67,7 @@ class Machine:
             Link(node["bandwidth"], node["latency"]),
             Link(network["bandwidth"], network["latency"]),
             said["collective"]["latency"],
+            said["decoding"]["layer"],
         )
 
     def compute(self, works: tuple[Work, ...], dtype: str) -> float:
@@ -143,6 +146,7 @@ def step(machine: Machine, task: Task, layout: Layout, dtype: str) -> Prediction
 def generation(machine: Machine, task: Task, layout: Layout, dtype: str) -> Prediction:
     """A greedy generation, in which everything waits for every collective."""
     once, each = encoding(task, layout), decoding(task, layout)
+    layers = machine.layer * task.config.decoder_layers
 
     def exposed(cost: Cost) -> float:
         return sum(machine.exchange(one, layout) for one in cost.collectives)
@@ -152,7 +156,7 @@ def generation(machine: Machine, task: Task, layout: Layout, dtype: str) -> Pred
 
     return Prediction(
         layout,
-        computed(once) + task.target * computed(each),
+        computed(once) + task.target * (computed(each) + layers),
         exposed=exposed(once) + task.target * exposed(each),
         hidden=0,
         held=each.held,
