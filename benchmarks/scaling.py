@@ -159,9 +159,10 @@ def check(console: Console, config: eb.BartConfig, checked: tuple[Layout, ...]) 
     return worst
 
 
-def machines(names: list[str]) -> Iterator[Machine]:
-    """Those of the files with these names."""
-    return (Machine.read(MACHINES / f"{name}.toml") for name in names)
+def machines(names: list[str], dtype: str) -> Iterator[Machine]:
+    """Those of the files with these names that have a peak for this dtype."""
+    found = (Machine.read(MACHINES / f"{name}.toml") for name in names)
+    return (machine for machine in found if dtype in machine.peak)
 
 
 def main() -> None:
@@ -189,7 +190,7 @@ def main() -> None:
         )
         check(console, config, CHECKED)
         return
-    for machine in machines(args.machine):
+    for machine in machines(args.machine, args.dtype):
         for predict in (step, generation):
             report(console, predict, machine, args)
 

@@ -18,7 +18,7 @@ import eqx_bart as eb
 
 
 CONFIG = eb.BartConfig(
-    vocab_size=2048,
+    vocab_size=16384,
     max_position_embeddings=128,
     d_model=256,
     encoder_layers=2,
