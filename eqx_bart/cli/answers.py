@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,14 +14,16 @@ from ..generation.config import GenerationConfig
 from ..generation.output import GenerationOutput
 from ..models.conditional_generation import BartForConditionalGeneration
 from .common import InputError
+from .inputs import Input
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The token ids of an input, and how many inputs before it had the same."""
+    """The token ids of an input, and what its random key is made of: its window, and how
+    many inputs before it in that window had the same ids."""
 
     ids: tuple[int, ...]
-    repeat: int
+    draw: tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +42,8 @@ class Answer:
 class Answerer:
     """What answers inputs: a model, its tokenizer and the settings of `generate`.
 
-    When answers are drawn at random, they are the same for the same inputs in the same
-    order, however these are batched.
+    When answers are drawn at random, they are the same for the same inputs with the same
+    numbers, however these are batched, and whether or not other windows are answered too.
     """
 
     def __init__(
@@ -57,19 +60,23 @@ class Answerer:
             raise InputError(str(error)) from error
         self._model, self._tokenizer, self._settings = model, tokenizer, settings
         self._key = jax.random.key(seed)
+        self._window = 0
         self._num_seen: collections.Counter[tuple[int, ...]] = collections.Counter()
 
-    def row(self, text: str, *, truncate: bool) -> Row:
-        """Reads a text.
+    def row(self, source: Input, *, truncate: bool) -> Row:
+        """Reads an input. Those of a window must be read in their order.
 
         **Raises** `InputError` if the model cannot read it, or not the whole of it unless
         it may be truncated.
         """
-        ids = self._token_ids(text, truncate=truncate)
-        repeat = self._num_seen[ids]
-        if self._config.do_sample:
-            self._num_seen[ids] += 1
-        return Row(ids, repeat)
+        ids = self._token_ids(source.text, truncate=truncate)
+        if not self._config.do_sample:
+            return Row(ids, (0, 0))
+        if source.window != self._window:
+            self._window = source.window
+            self._num_seen.clear()
+        self._num_seen[ids] += 1
+        return Row(ids, (source.window, self._num_seen[ids] - 1))
 
     def _token_ids(self, text: str, *, truncate: bool) -> tuple[int, ...]:
         limit, tokenizer = self._model.config.max_position_embeddings, self._tokenizer
@@ -101,18 +108,18 @@ class Answerer:
         """The answers to each row, the best first."""
         answers: dict[Row, list[Answer]] = {}
         # Equal rows of one call would draw by their order in it: each gets its own call.
-        for repeat in {row.repeat for row in rows}:
-            group = [row for row in rows if row.repeat == repeat]
-            answers |= zip(group, self._generate(group, repeat), strict=True)
+        for draw in {row.draw for row in rows}:
+            group = [row for row in rows if row.draw == draw]
+            answers |= zip(group, self._generate(group, draw), strict=True)
         return [answers[row] for row in rows]
 
-    def _generate(self, rows: Sequence[Row], repeat: int) -> list[list[Answer]]:
+    def _generate(self, rows: Sequence[Row], draw: tuple[int, int]) -> list[list[Answer]]:
         input_ids = np.zeros((len(rows), max(len(row.ids) for row in rows)), np.int32)
         attention_mask = np.zeros(input_ids.shape, bool)
         for i, row in enumerate(rows):
             input_ids[i, : len(row.ids)] = row.ids
             attention_mask[i, : len(row.ids)] = True
-        key = jax.random.fold_in(self._key, repeat)
+        key = functools.reduce(jax.random.fold_in, draw, self._key)
         output = self._model.generate(input_ids, attention_mask, key=key, **self._settings)
         texts = self._tokenizer.batch_decode(
             np.asarray(output.sequences), skip_special_tokens=True

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, ProgressColumn
 
 
 class InputError(Exception):
@@ -17,9 +17,12 @@ def report(message: object) -> None:
     print(f"eqx-bart: error: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def progress_bar() -> Progress:
-    """A progress bar on standard error, if that is a terminal."""
+def progress_bar(*columns: ProgressColumn) -> Progress:
+    """A progress bar on standard error, if that is a terminal; with columns after its
+    own."""
     return Progress(
+        *Progress.get_default_columns(),
+        *columns,
         console=Console(stderr=True),
         disable=not sys.stderr.isatty(),
         redirect_stdout=False,  # it would break lines; see `line_writer`

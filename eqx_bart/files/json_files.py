@@ -58,12 +58,17 @@ def write_json(directory: Path, name: str, values: Mapping[str, Any]) -> None:
     """Writes `values` to `directory / name`, in one step; makes `directory` if needed."""
     text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     directory.mkdir(parents=True, exist_ok=True)
-    beside = directory / f".{name}.{secrets.token_hex(4)}"
+    write_at_once(directory / name, text.encode())
+
+
+def write_at_once(path: Path, data: bytes) -> None:
+    """Writes a file, in one step: whoever reads `path` sees the old one or the new one."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with beside.open("xb") as file:
-            file.write(text.encode())
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(directory / name)
+        beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

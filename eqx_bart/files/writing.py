@@ -216,10 +216,10 @@ def _switch(new: Path, old: Path, directory: Path, files: Files) -> bool:
                 _link(file, new / file.name)
         except OSError:
             return False
-    _sync(new)
+    sync(new)
     if not _rename(new, old, directory):
         return False
-    _sync(directory.parent)
+    sync(directory.parent)
     with contextlib.suppress(OSError):  # if there is no old one, for example
         for file in files.others(old):
             if not _is_same(file, directory / file.name):  # changed since
@@ -275,14 +275,14 @@ def _replace_each(new: Path, directory: Path, files: Files) -> None:
         old.mkdir()
         incoming = {file.name for file in files.of(new)}
         for name in incoming:
-            _sync(new / name)  # which may be a copy now
+            sync(new / name)  # which may be a copy now
         present = {file.name for file in files.of(directory)}
         same, _, _ = filecmp.cmpfiles(new, directory, incoming, shallow=False)
         changed = (incoming | present) - set(same)
         if len(changed) <= 1 and changed <= incoming:
             for name in changed:
                 (new / name).replace(directory / name)
-            _sync(directory)
+            sync(directory)
             return
 
         def move(name: str, source: Path, target: Path) -> None:
@@ -297,7 +297,7 @@ def _replace_each(new: Path, directory: Path, files: Files) -> None:
             if name in incoming:
                 move(name, new, directory)
         undo.pop_all()
-        _sync(directory)
+        sync(directory)
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -314,7 +314,7 @@ def _is_same(a: Path, b: Path) -> bool:
     return os.path.lexists(b) and os.path.samestat(a.lstat(), b.lstat())
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flushes a file, or the names in a directory, to the disk, where that is possible."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
