@@ -389,6 +389,7 @@ def test_progress_on_a_terminal(on_a_terminal, capsys):
     assert (status, capsys.readouterr().out) == (1, "cat\tK AE1 T\n")
     assert "generating" in shown
     assert "100%" in shown
+    assert re.search(r"0:00:00 [.0-9]+ inputs/s", re.sub(r"\x1b\[[0-9;]*m", "", shown))
     assert "error: input 2 has 72 tokens" in shown
 
     status, shown = on_a_terminal(["--truncate", "--json", "x" * 70], "stdout")

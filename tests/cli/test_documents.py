@@ -6,6 +6,9 @@ import heapq
 import itertools
 import json
 import os
+import pathlib
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from eqx_bart.cli.answers import Answer, Row
 from eqx_bart.cli.common import InputError
 
 
+GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "guides" / "many-documents.md"
 WINDOW = 16
 
 
@@ -135,7 +139,7 @@ def run_until(num_writes, how, monkeypatch, *arguments):
             if how == "after":
                 write(path, data)
             elif how == "torn" and write.__name__ == "append":
-                write(path, data[: len(data) * num_writes % 7 // 7])
+                write(path, data[: len(data) * (num_writes % 7) // 7])
             raise Killed
 
         return wrapped
@@ -149,7 +153,7 @@ def run_until(num_writes, how, monkeypatch, *arguments):
 
 
 def expected_of(echo, output, *arguments):
-    """What a run writes that is not killed, and how many batches it takes; nothing stays."""
+    """What a run writes that is not killed, and in how many batches. Nothing stays."""
     assert run(*arguments) == 0
     result = output.read_bytes(), len(echo.batches)
     begin_anew(echo, output)
@@ -382,6 +386,26 @@ def test_a_seed_decides_what_is_drawn(output, tmp_path, capsys):
     assert outputs[0].read_text() == outputs[1].read_text() == drawn
     first, second = (file.read_text().splitlines() for file in outputs[2:])
     assert [*first[:WINDOW], *second, *first[WINDOW:]] == drawn.splitlines()
+
+
+def test_the_guide(tmp_path, monkeypatch):
+    """Its commands and its code, one after the other."""
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    blocks = re.findall(
+        r"^```(sh|python)\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL
+    )
+    for language, block in blocks:
+        if language == "python" and "--8<--" not in block:
+            exec(block, scope)  # noqa: S102
+        elif language == "sh":
+            for line in block.splitlines():
+                assert main(shlex.split(line)[1:]) == 1  # a line cannot be read
+    rows = objects(tmp_path / "out.jsonl")
+    assert objects(tmp_path / "merged.jsonl") == rows
+    assert rows[0] == {"number": 1, "output": "T R AE0 N S F AO1 R M ER0"}
+    assert rows[2]["error"].startswith("has characters")
+    assert len(rows) == 100
 
 
 LOGGED = f"""
