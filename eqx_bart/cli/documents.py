@@ -154,8 +154,9 @@ def open_output(
         if _beside(path).exists():
             state, answered = _read_state(_beside(path))
             _check_options(path, state.asked, asked)
+        is_all = state.is_finished or not _beside(path).exists()
         size = path.stat().st_size
-        if size < state.size or (size and not _beside(path).exists()):
+        if size < state.size or (size > state.size and is_all):
             raise InputError(
                 f"{path} is not what {_beside(path)} says of it: give another --output, "
                 "or remove both to begin anew"

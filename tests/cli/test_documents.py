@@ -283,9 +283,11 @@ def test_a_file_of_another_kind(echo, output, capsys):
     assert output.read_text() == "mine\n"
     output.unlink()
     run("--output", output, "cat")
-    output.write_text("")
-    assert run("--output", output, "cat") == 1
-    assert "is not what" in capsys.readouterr().err
+    for text in (output.read_text() + "mine\n", ""):
+        output.write_text(text)
+        assert run("--output", output, "cat") == 1
+        assert "is not what" in capsys.readouterr().err
+        assert output.read_text() == text
     output.with_name("output.jsonl.progress").write_text("{}\n")
     assert run("--output", output, "cat") == 1
     assert "is not the progress of an output" in capsys.readouterr().err
@@ -429,13 +431,19 @@ sys.exit(main(sys.argv[2:]))
 def test_killed_ten_times(tmp_path, output):
     """Processes of the command line, by SIGKILL at random moments while they answer."""
     file = tmp_path / "words.txt"
-    file.write_text("".join(f"{word}\n" for word in words(700, 12)))
+    file.write_text("".join(f"{word}\n" for word in words(2000, 12)))
+
+    kept = {  # programs, so that most of the time is that of answers
+        "EQX_ON_ERROR": "off",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
 
     def start(name, log):
         arguments = ["generate", "--input", file, "--output", tmp_path / name]
         arguments += ["--set=do_sample=true", "--seed=3", "--batch-size=4", "--json"]
         command = [sys.executable, "-c", LOGGED, tmp_path / log, *arguments]
-        return subprocess.Popen(command, env=os.environ | {"EQX_ON_ERROR": "off"})
+        return subprocess.Popen(command, env=os.environ | kept)
 
     def num_batches(log):
         return len((tmp_path / log).read_text().splitlines())
@@ -444,12 +452,15 @@ def test_killed_ten_times(tmp_path, output):
     draw = np.random.default_rng()
     (tmp_path / "log").touch()
     for _ in range(10):
-        process, before = start("output.jsonl", "log"), num_batches("log")
-        while num_batches("log") == before:
-            time.sleep(0.01)
-        time.sleep(draw.uniform(0, 1))
+        process = start("output.jsonl", "log")
+        enough = num_batches("log") + draw.integers(1, 40)
+        while num_batches("log") < enough:
+            assert process.poll() is None
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
+    assert output.stat().st_size > 0
     assert start("output.jsonl", "log").wait() == 0
     assert output.read_bytes() == (tmp_path / "unkilled.jsonl").read_bytes()
     assert num_batches("log") <= num_batches("unkilled") + 10
