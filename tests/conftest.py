@@ -25,7 +25,7 @@ def with_slow(*quick, slow):
     return [*quick, *(pytest.param(case, marks=pytest.mark.slow) for case in rest)]
 
 
-def on_devices(num_devices, script, *arguments, **environment):
+def on_devices(num_devices, script, *arguments, cwd=None, **environment):
     """What a script prints, in a process of its own with so many devices."""
     env = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
@@ -35,6 +35,7 @@ def on_devices(num_devices, script, *arguments, **environment):
     done = subprocess.run(
         [sys.executable, script, *arguments],
         env=env,
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=1800,

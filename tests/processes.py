@@ -138,6 +138,10 @@ model = eb.BartForConditionalGeneration.from_pretrained(SOURCE, mesh=MESH)
 found = {"read": sum(NUM_READ), "own": own_bytes(model)}
 found["called"] = called(model)
 found["generated"] = generated(model)
+try:
+    model.generate(IDS + (PROCESS == 1), max_new_tokens=2)
+except ValueError as error:
+    found["different"] = str(error)
 found["losses"], model = trained(model)
 model.save_pretrained(TARGET)
 before = contents(TARGET)

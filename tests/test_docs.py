@@ -5,6 +5,7 @@ import pathlib
 import re
 
 import pytest
+from conftest import on_devices
 
 import eqx_bart as eb
 
@@ -13,17 +14,30 @@ DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PAGES = [DOCS / "take-bart-apart.md", *sorted((DOCS / "guides").glob("*.md"))]
 
 
+def python(page):
+    """The blocks of code on a page."""
+    text = page.read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [block for block in blocks if "--8<--" not in block]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_python(page, monkeypatch, tmp_path, recwarn):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(
-        r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL
-    )
-    code = "\n".join(block for block in blocks if "--8<--" not in block)
+    code = "\n".join(python(page))
     assert code
     exec(compile(code, page.name, "exec"), {})  # noqa: S102
     messages = [str(warning.message) for warning in recwarn]
     assert all("drawn at random from key" in message for message in messages), messages
+
+
+@pytest.mark.devices
+def test_many_devices(tmp_path):
+    """The page for many devices on many devices."""
+    page = DOCS / "guides" / "many-devices.md"
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(python(page)))
+    on_devices(8, script, cwd=tmp_path)
 
 
 def test_every_experiment_is_shown():

@@ -18,7 +18,7 @@ def blocks(language):
 
 def test_python(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    assert len(blocks("python")) == 7
+    assert len(blocks("python")) == 8
     scope = {}
     code = compile("\n".join(blocks("python")), "README.md", "exec")
     with pytest.warns(UserWarning, match="classification_head.* drawn at random"):

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -221,13 +221,6 @@ def _sharding(leaf: Any) -> Sharding | None:
     if len(arrays) != 1 or arrays[0].shape != leaf.shape:
         return None
     return getattr(arrays[0], "sharding", None)
-
-
-def whole_arrays(model: Any) -> Iterator[bytes]:
-    """What a process knows of arrays of which each device has a copy."""
-    for x in jax.tree.leaves(eqx.filter(model, eqx.is_array)):
-        if x.is_fully_replicated:
-            yield np.asarray(x).tobytes()
 
 
 def _placed(array: Any, template: Any) -> Any:

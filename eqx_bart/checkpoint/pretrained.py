@@ -26,10 +26,10 @@ from ..files.json_files import read_json, write_json
 from ..files.tensors import StoredTensor
 from ..files.writing import num_bytes, replacing, Shards
 from ..hf_names import answer
-from ..nn.processes import check_same, spans_processes, together
+from ..nn.processes import check_same, own_bytes, spans_processes, together
 from ..sharding import Layout, NO_LAYOUT
 from .architecture import differences, library_class, overrides, unstorable
-from .loading import load_weights, to_tensors, whole_arrays, writing
+from .loading import load_weights, to_tensors, writing
 from .names import is_label_head
 from .resizing import resize_positions, resize_vocabulary
 
@@ -153,7 +153,7 @@ class PretrainedModel(eqx.Module):
                 f"The processes have read different checkpoints from {path}: it has "
                 "changed meanwhile, or it is another one on another machine.",
                 repr(config).encode(),
-                *whole_arrays(model),
+                *own_bytes(model),
             )
         return model
 

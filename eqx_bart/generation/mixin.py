@@ -15,6 +15,7 @@ from ..explained import explained
 from ..nn.dropout import refuse_training_mode
 from ..nn.matmul import at_least_float32
 from ..nn.mesh import on_any_mesh, put_rows, rows_sharding
+from ..nn.processes import check_same, is_shared, own_bytes
 from .beam_search import BeamSearch
 from .cache import GenerationCache
 from .call import GenerationCall, LoopInputs
@@ -130,9 +131,17 @@ class GenerationMixin(eqx.Module):
             `BartForConditionalGeneration.generate`.
 
         **Raises** `ValueError` if a setting does not fit the model, or if there is no key
-        to draw with; `RuntimeError` if the model is in training mode.
+        to draw with, or if processes have given different inputs; `RuntimeError` if the
+        model is in training mode.
         """
         refuse_training_mode(self)
+        if is_shared(self):
+            check_same(
+                "The processes have given generate different inputs. NumPy arrays must be "
+                "the same in all of them; rows that each has of its own become one array "
+                "with jax.make_array_from_process_local_data.",
+                *own_bytes((inputs, key)),
+            )
         config = generation_config.settled(
             inputs.prompt.shape[1], self.vocab_size, self.max_positions
         )

@@ -6,11 +6,12 @@ each has to take part where it is fetched; and no process may go on alone, or st
 
 import contextlib
 import hashlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -76,6 +77,20 @@ def check_same(message: str, *values: bytes) -> None:
     found = _from_all(np.frombuffer(digest.digest(), np.uint8))
     if np.any(found != found[0]):
         raise ValueError(message)
+
+
+def own_bytes(tree: Any) -> Iterator[bytes]:
+    """The arrays in `tree` that this process has to itself, or of which each device has a
+    copy."""
+    for x in jax.tree.leaves(tree):
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x = jax.random.key_data(x)
+        if isinstance(x, np.ndarray) or (
+            isinstance(x, jax.Array)
+            and not isinstance(x, jax.core.Tracer)
+            and (x.is_fully_addressable or x.is_fully_replicated)
+        ):
+            yield str((x.shape, x.dtype)).encode() + np.asarray(x).tobytes()
 
 
 def _from_all(x: np.ndarray) -> np.ndarray:

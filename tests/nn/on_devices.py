@@ -44,11 +44,11 @@ def outcome(call, *args):
 def share(call, model, ids):
     """The part of the work that each device does when the batch is split."""
 
-    def flops(ids):
+    def flops(model, ids):
         lowered = jax.jit(call).lower(model, ids)
         return lowered.compile().cost_analysis()["flops"]
 
-    return flops(place(ids, "data")) / flops(ids)
+    return flops(model, place(ids, "data")) / flops(MODEL, ids)
 
 
 def forward(model, ids):
