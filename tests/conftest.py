@@ -27,9 +27,11 @@ def with_slow(*quick, slow):
 
 def on_devices(num_devices, script, *arguments, cwd=None, **environment):
     """What a script prints, in a process of its own with so many devices."""
+    paths = [str(TESTS), os.environ.get("PYTHONPATH")]
     env = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
         "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         **environment,
     }
     done = subprocess.run(

@@ -72,9 +72,8 @@ def forward(data, fsdp, tensor):
         if fsdp > 1:
             found["all-gather"] += 4 * length * D  # the positions that are used
             found["all-gather"] += 4 * rows * length
-            found["all-to-all"] += 4 * own * length * D
-        if fsdp > 1 and data > 1:
             found["all-gather"] += rows * length  # which ids are outside the table
+            found["all-to-all"] += 4 * own * length * D
         if fsdp > 1 and tensor > 1:
             found["collective-permute"] += 4 * own * length
     if fsdp > 1:

@@ -201,13 +201,15 @@ def from_tensor(name: str, tensor: StoredTensor, leaf: Leaf, dtype: Any) -> Any:
 
 def _from_parts(tensor: StoredTensor, leaf: Leaf, dtype: Any, sharding: Any) -> Array:
     """The parts of a tensor that are this process's, each read once."""
+    whole = None if tensor.has_parts else tensor.load()
     parts = dict[tuple[tuple[int | None, int | None], ...], np.ndarray]()
 
     def part(place: Any) -> np.ndarray:
         key = tuple((x.start, x.stop) for x in place)
         if key not in parts:
             stored = place[::-1] if leaf.is_transposed else place
-            value = tensor.load_part(stored).astype(dtype, copy=False)
+            value = tensor.load_part(stored) if whole is None else whole[stored]
+            value = value.astype(dtype, copy=False)
             parts[key] = value.T if leaf.is_transposed else value
         return parts[key]
 

@@ -78,6 +78,11 @@ class StoredTensor:
         """The size in bytes of the array that `load` returns."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether a part can be read alone: the tensor is in one piece, and row-major."""
+        return self.strides is None and len(self.spans) == 1
+
     def load(self) -> np.ndarray:
         """The tensor, in newly allocated memory.
 
@@ -90,12 +95,12 @@ class StoredTensor:
         return np.lib.stride_tricks.as_strided(elements, self.shape, strides)
 
     def load_part(self, place: tuple[slice, ...]) -> np.ndarray:
-        """`load()[place]`, a slice of each axis without steps. Of a tensor in one piece,
-        row-major, nothing else is read.
+        """`load()[place]`, a slice of each axis without steps. If it `has_parts`, nothing
+        else is read.
 
         **Raises** as `load` does.
         """
-        if self.strides is not None or len(self.spans) > 1:
+        if not self.has_parts:
             return np.ascontiguousarray(self.load()[place])
         ranges = [range(size)[own] for size, own in zip(self.shape, place, strict=True)]
         part = tuple(map(len, ranges))

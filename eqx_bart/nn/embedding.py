@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from .checks import ArrayLike, as_indices, check_range, error_if, outside
-from .mesh import on_any_mesh, split_rows
+from .mesh import on_any_mesh, split_lookup
 from .norm import LayerNorm
 
 
@@ -177,5 +177,4 @@ def embed(
 
 def _rows(table: Float[Array, "rows width"], ids: Integer[Array, "*batch"]) -> Array:
     rows = table.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-    # XLA knows a way to these parts from parts of the table, but not straight from both.
-    return split_rows(split_rows(rows, ("data",)))
+    return split_lookup(rows)

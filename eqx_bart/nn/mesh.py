@@ -82,6 +82,18 @@ def split_rows(x: Array, axes: tuple[str, ...] = ROWS) -> Array:
     return _with_rows_over(x, mesh, chosen)
 
 
+def split_lookup(x: Array) -> Array:
+    """What was looked up in a table, with its rows split: first as a table is whose own
+    rows are split over `fsdp`. XLA does not find that way by itself, nor back."""
+    mesh = _automatic_mesh(x)
+    if mesh is None or "fsdp" not in mesh.auto_axes or x.ndim < 2:
+        return split_rows(x)
+    rows, width = dividing(("data",), mesh, len(x)), dividing(("fsdp",), mesh, x.shape[-1])
+    rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 2)
+    spec = PartitionSpec(rows or None, *rest, width or None)
+    return split_rows(jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec)))
+
+
 def product(multiply: Callable[[Array, Array], Array], x: Array, weight: Array) -> Array:
     """`multiply(x, weight)`, with its rows split.
 

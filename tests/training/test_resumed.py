@@ -9,5 +9,4 @@ from conftest import on_devices
 @pytest.mark.devices
 def test_training_goes_on(tmp_path):
     script = pathlib.Path(__file__).with_name("resumed.py")
-    tests = str(script.parents[1])
-    assert on_devices(4, script, str(tmp_path), PYTHONPATH=tests) == "done"
+    assert on_devices(4, script, tmp_path) == "done"
