@@ -11,7 +11,9 @@ import time
 
 import equinox as eqx
 import jax
+import numpy as np
 import pytest
+import safetensors.numpy
 
 import eqx_bart as eb
 
@@ -74,9 +76,11 @@ def found(output):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "types"), [("fsdp=2,tensor=2", "explicit"), ("fsdp=4", "automatic")]
+    ("mesh", "types", "is_exact"),
+    # Sums over two devices have one order; over four, another one with two processes.
+    [("fsdp=2,tensor=2", "explicit", True), ("fsdp=4", "automatic", False)],
 )
-def test_two_processes_are_one(mesh, types, tmp_path):
+def test_two_processes_are_one(mesh, types, is_exact, tmp_path):
     source, one, two = save(tmp_path / "source", 0), tmp_path / "one", tmp_path / "two"
     (alone,) = start([source], one, mesh, types)
     expected, errors = alone.communicate(timeout=900)
@@ -98,9 +102,15 @@ def test_two_processes_are_one(mesh, types, tmp_path):
         read, own = result.pop("read"), result.pop("own")
         assert read == own < expected["own"]
     del expected["read"], expected["own"]
+    losses = expected.pop("losses")
+    assert results[0]["losses"] == results[1].pop("losses")
+    assert results[0].pop("losses") == (losses if is_exact else pytest.approx(losses))
     assert results == [expected, expected]
     contents = [{x.name: x.read_bytes() for x in d.iterdir()} for d in (one, two)]
+    weights = [safetensors.numpy.load(x.pop("model.safetensors")) for x in contents]
     assert contents[0] == contents[1]
+    for name, tensor in weights[0].items():
+        assert np.allclose(weights[1][name], tensor, atol=0 if is_exact else 1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(

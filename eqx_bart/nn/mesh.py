@@ -77,7 +77,7 @@ def split_rows(x: Array, axes: tuple[str, ...] = ROWS) -> Array:
     """`x`, with its first axis split over the automatic ones of `axes`, as many of them as
     divide it. The compiler decides about its other axes."""
     mesh = _automatic_mesh(x)
-    if mesh is None or x.ndim < 2 or not (chosen := dividing(axes, mesh, len(x))):
+    if mesh is None or x.ndim < 2 or not (chosen := _dividing(axes, mesh, len(x))):
         return x
     return _with_rows_over(x, mesh, chosen)
 
@@ -88,7 +88,8 @@ def split_lookup(x: Array) -> Array:
     mesh = _automatic_mesh(x)
     if mesh is None or "fsdp" not in mesh.auto_axes or x.ndim < 2:
         return split_rows(x)
-    rows, width = dividing(("data",), mesh, len(x)), dividing(("fsdp",), mesh, x.shape[-1])
+    rows = _dividing(("data",), mesh, len(x))
+    width = _dividing(("fsdp",), mesh, x.shape[-1])
     rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 2)
     spec = PartitionSpec(rows or None, *rest, width or None)
     return split_rows(jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec)))
@@ -103,7 +104,7 @@ def product(multiply: Callable[[Array, Array], Array], x: Array, weight: Array) 
     mesh = _automatic_mesh(x)
     if mesh is None or "fsdp" not in mesh.auto_axes or x.ndim < 2:
         return split_rows(multiply(x, weight))
-    axes = dividing(("data",), mesh, len(x))
+    axes = _dividing(("data",), mesh, len(x))
     num_rows = x.size // x.shape[-1] // _num_parts(mesh, axes)
     if num_rows * sum(weight.shape) >= weight.size:
         return split_rows(multiply(x, weight))
@@ -114,7 +115,7 @@ def product(multiply: Callable[[Array, Array], Array], x: Array, weight: Array) 
 def row_parts(x: Array) -> int:
     """In how many parts `split_rows` splits `x`."""
     mesh = _automatic_mesh(x)
-    return 1 if mesh is None else _num_parts(mesh, dividing(ROWS, mesh, len(x)))
+    return 1 if mesh is None else _num_parts(mesh, _dividing(ROWS, mesh, len(x)))
 
 
 def _num_parts(mesh: Mesh | AbstractMesh, axes: tuple[str, ...]) -> int:
@@ -137,8 +138,8 @@ def on_each_device(
     mesh = _automatic_mesh(x)
     if mesh is None:
         return function((), x, *others)
-    rows = dividing(ROWS, mesh, len(x))
-    columns = dividing(last, mesh, x.shape[-1])
+    rows = _dividing(ROWS, mesh, len(x))
+    columns = _dividing(last, mesh, x.shape[-1])
     if not rows and not columns:
         return function((), x, *others)
     spec = PartitionSpec(rows or None, *[None] * (x.ndim - 2), columns or None)
@@ -208,8 +209,8 @@ def put_rows(tree: Any, sharding: NamedSharding | None, num_rows: int) -> Any:
 def dividing(
     axes: tuple[str, ...], mesh: Mesh | AbstractMesh, size: int
 ) -> tuple[str, ...]:
-    """Those of `axes` that the mesh has, as many as divide `size`, together; none that are
-    mapped over by `jax.shard_map`."""
+    """Those of `axes` that the mesh has, as many as divide `size`, together; none that
+    `jax.shard_map` maps over."""
     found = tuple[str, ...]()
     for name in axes:
         longer = (*found, name)
@@ -218,6 +219,11 @@ def dividing(
         if size % _num_parts(mesh, longer) == 0:
             found = longer
     return found
+
+
+def _dividing(axes: tuple[str, ...], mesh: AbstractMesh, size: int) -> tuple[str, ...]:
+    """`dividing`, for the automatic axes alone."""
+    return dividing(tuple(x for x in axes if x in mesh.auto_axes), mesh, size)
 
 
 def _explicit_mesh(tree: Any) -> Mesh | AbstractMesh | None:
