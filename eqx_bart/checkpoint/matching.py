@@ -231,6 +231,8 @@ def _is_same(a: StoredTensor, b: StoredTensor) -> bool:
         x, y = (tensor.load_part(rows).view(bits) for tensor in (a, b))
         return np.array_equal(x, y)
 
+    if not (a.has_parts and b.has_parts):
+        return is_same((slice(None),) * len(a.shape))
     return all(map(is_same, _blocks(a)))
 
 
@@ -242,4 +244,4 @@ def _blocks(tensor: StoredTensor) -> Iterator[tuple[slice, ...]]:
     size, *rest = tensor.shape
     step = max(1, size * _BLOCK_BYTES // max(tensor.nbytes, 1))
     for start in range(0, size, step):
-        yield (slice(start, start + step), *(slice(0, n) for n in rest))
+        yield (slice(start, start + step), *[slice(None)] * len(rest))

@@ -51,14 +51,12 @@ def together(what: str, *, is_shared: bool) -> Generator[None]:
     if not is_shared:
         yield
         return
-    error = None
     try:
         yield
-    except Exception as e:  # noqa: BLE001  # it is raised again
-        error = e
-    failed = np.flatnonzero(_from_all(np.asarray(error is not None)))
-    if error is not None:
-        raise error
+    except Exception:
+        _from_all(np.ones(()))
+        raise
+    failed = np.flatnonzero(_from_all(np.zeros(())))
     if len(failed):
         raise RuntimeError(
             f"{what} failed in process {failed[0]}, which says why; this is process "
