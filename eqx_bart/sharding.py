@@ -90,7 +90,7 @@ def shard(
         if not eqx.is_array(x) and not isinstance(x, jax.ShapeDtypeStruct):
             return x
         name = jtu.keystr(path, simple=True, separator=".")
-        fitting = (e for e in entries if re.search(rf"(^|\.){e}$", name))
+        fitting = (e for e in entries if re.search(rf"(^|\.)({e})$", name))
         entry = next(fitting, None)
         unused.discard(entry or "")
         spec = PartitionSpec() if entry is None else entries[entry]

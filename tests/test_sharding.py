@@ -164,13 +164,30 @@ def test_parts_of_ones_own():
     shapes = eqx.filter_eval_shape(Expert)
     mesh = abstract_mesh(expert=2, fsdp=3, tensor=2)
     layout = {
-        "experts": P("expert", "fsdp"),
+        "gates|experts": P("expert", "fsdp"),
         r"q_proj\.weight": P(None, ("tensor", "expert")),
     }
     found = specs(eb.shard(shapes, mesh, layout=layout, strict=True))
     assert found["experts"] == P("expert", "fsdp")
     assert found["q_proj.weight"] == P(None, ("tensor", "expert"))
     assert found["q_proj.bias"] == P("tensor")
+
+
+def test_inside_jit_on_the_mesh_that_is_set(config):
+    """Where the mesh is an abstract one, whatever the types of its axes."""
+    model = eb.BartModel(config, key=jax.random.key(0))
+    arrays, rest = eqx.partition(model, eqx.is_array)
+
+    def shard(arrays):
+        mesh = jax.sharding.get_abstract_mesh()
+        sharded = eb.shard(eqx.combine(arrays, rest), mesh)
+        return eqx.filter(sharded, eqx.is_array)
+
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        with jax.set_mesh(jax.make_mesh((1,), ("fsdp",), (kind,))):
+            found = jax.jit(shard)(arrays)
+        for x, y in zip(*map(jax.tree.leaves, (found, arrays)), strict=True):
+            assert np.array_equal(x, y)
 
 
 @pytest.mark.parametrize(
