@@ -14,6 +14,16 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from calls import (
+    cached,
+    call,
+    classification,
+    decoder_cached,
+    generation,
+    gradient,
+    question_answering,
+    seq2seq,
+)
 from jax.sharding import NamedSharding, PartitionSpec
 from meshes import mesh_of, rows_of
 
@@ -55,53 +65,6 @@ IDS = np.random.default_rng(0).integers(4, 50, (8, 5))
 IDS[:, -1] = 2
 MASK = np.ones_like(IDS)
 MASK[1, 3:] = 0
-
-
-def call(model, ids, mask):
-    return model(ids, mask, output_attentions=True, output_hidden_states=True)
-
-
-def cached(model, ids, mask):
-    encoded = model.encode(ids, mask)
-    cache = model.init_cache(encoded, 8, mask)
-    first, cache = model.decode(ids[:, :2], cache)
-    second, cache = model.decode(ids[:, 2:3], cache, mask[:, 2:3])
-    return first, second, cache
-
-
-def decoder_cached(model, ids, mask):
-    return model.decode(ids, model.init_cache(len(ids), 8), mask)
-
-
-def seq2seq(model, ids, mask, **options):
-    return eb.seq2seq_loss(model, ids, mask, ids, **options)
-
-
-def classification(model, ids, mask):
-    return eb.classification_loss(model, ids, mask, ids[:, 0] % 3)
-
-
-def question_answering(model, ids, mask):
-    return eb.question_answering_loss(model, ids, mask, ids[:, 0] % 3, ids[:, 1] % 5)
-
-
-def gradient(loss):
-    def value_and_grad(model, ids, mask):
-        trained, rest = eqx.partition(model, eb.trainable(model))
-        return eqx.filter_value_and_grad(
-            lambda trained: loss(eqx.combine(trained, rest), ids, mask).mean
-        )(trained)
-
-    return value_and_grad
-
-
-def generation(**settings):
-    def generate(model, ids, mask):
-        key = jax.random.key(0) if settings.get("do_sample") else None
-        return model.generate(ids, mask, max_new_tokens=4, key=key, **settings)
-
-    return generate
-
 
 BEAMS = {"num_beams": 4, "num_return_sequences": 2, "output_token_log_probs": True}
 

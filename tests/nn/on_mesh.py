@@ -6,6 +6,7 @@ names of the calls, `all` for every one.
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import re
@@ -17,6 +18,16 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import pytest
+from calls import (
+    cached,
+    call,
+    classification,
+    decoder_cached,
+    generation,
+    gradient,
+    question_answering,
+    seq2seq,
+)
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import eqx_bart as eb
@@ -72,36 +83,6 @@ MASK = np.ones_like(IDS)
 MASK[1, 3:] = 0
 
 
-def call(model, ids, mask):
-    return model(ids, mask, output_attentions=True, output_hidden_states=True)
-
-
-def cached(model, ids, mask):
-    encoded = model.encode(ids, mask)
-    cache = model.init_cache(encoded, 8, mask)
-    first, cache = model.decode(ids[:, :2], cache)
-    second, cache = model.decode(ids[:, 2:3], cache, mask[:, 2:3])
-    return encoded, first, second, cache
-
-
-def decoder_cached(model, ids, mask):
-    return model.decode(ids, model.init_cache(ROWS, 8), mask)
-
-
-def gradient(loss):
-    return lambda model, *data: eqx.filter_value_and_grad(
-        lambda model: loss(model, *data).mean
-    )(model)
-
-
-def generation(**settings):
-    def generate(model, ids, mask):
-        key = jax.random.key(0) if settings.get("do_sample") else None
-        return model.generate(ids, mask, max_new_tokens=4, key=key, **settings)
-
-    return generate
-
-
 def stepped(model, ids, mask):
     state = model.init_generation(
         ids, mask, max_new_tokens=4, num_beams=2, output_scores=True
@@ -155,29 +136,12 @@ CALLS = {
     "decoder, cached": (DECODER, decoder_cached),
     "parts": (LM, parts),
     "by row": (LM, by_row),
-    "loss": (
-        LM,
-        gradient(lambda model, ids, mask: eb.seq2seq_loss(model, ids, mask, ids)),
-    ),
-    "chunked loss": (
-        LM,
-        gradient(
-            lambda model, ids, mask: eb.seq2seq_loss(model, ids, mask, ids, chunk_size=7)
-        ),
-    ),
-    "classification loss": (
-        CLASSIFIER,
-        gradient(
-            lambda model, ids, _: eb.classification_loss(model, ids, None, ids[:, 0] % 3)
-        ),
-    ),
+    "loss": (LM, gradient(seq2seq)),
+    "chunked loss": (LM, gradient(functools.partial(seq2seq, chunk_size=7))),
+    "classification loss": (CLASSIFIER, gradient(classification)),
     "question answering loss": (
         new(eb.BartForQuestionAnswering, 3),
-        gradient(
-            lambda model, ids, mask: eb.question_answering_loss(
-                model, ids, mask, ids[:, 0] % 3, ids[:, 1] % 5
-            )
-        ),
+        gradient(question_answering),
     ),
     "greedy": (LM, generation()),
     "records": (
