@@ -4,7 +4,7 @@ import dataclasses
 import io
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -104,26 +104,24 @@ class StoredTensor:
             return np.ascontiguousarray(self.load()[place])
         ranges = [range(size)[own] for size, own in zip(self.shape, place, strict=True)]
         part = tuple(map(len, ranges))
-        whole_from = len(part)  # the axes from here on are whole, and one run of bytes
-        while whole_from and part[whole_from - 1] == self.shape[whole_from - 1]:
-            whole_from -= 1
-        split = max(whole_from - 1, 0)
-        spans = tuple(self._runs(ranges, split)) if math.prod(part) else ()
-        return self._read(spans).view(self.dtype).reshape(part)
+        elements = self._read(tuple(self._runs(ranges))).view(self.dtype)
+        return elements.reshape(part)
 
-    def _runs(self, ranges: list[range], split: int) -> Iterator[tuple[int, int]]:
-        """The spans of the part with these ranges, whose axes after `split` are whole."""
+    def _runs(self, ranges: list[range]) -> Iterator[tuple[int, int]]:
+        """The spans of the part with these ranges: a run of bytes for each place along the
+        axes before the last one that is cut."""
+        sizes = zip(ranges, self.shape, strict=True)
+        last_cut = max((i for i, (r, n) in enumerate(sizes) if len(r) < n), default=0)
         steps = [math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
-        run = ranges[split : split + 1]
-        size = (len(run[0]) * steps[split] if run else 1) * self.dtype.itemsize
-        for place in itertools.product(*ranges[:split]):
-            first = [*place, *(r.start for r in run)]
-            offset = sum(i * step for i, step in zip(first, steps, strict=False))
+        run = ranges[last_cut:]
+        size = math.prod(map(len, run)) * self.dtype.itemsize
+        for place in itertools.product(*ranges[:last_cut]):
+            first = (*place, *(r.start for r in run))
+            offset = sum(i * step for i, step in zip(first, steps, strict=True))
             yield self.spans[0][0] + offset * self.dtype.itemsize, size
 
-    def _read(self, spans: Iterable[tuple[int, int]]) -> np.ndarray:
+    def _read(self, spans: tuple[tuple[int, int], ...]) -> np.ndarray:
         """The bytes of these spans, joined."""
-        spans = tuple(spans)
         storage = _aligned_bytes(sum(size for _, size in spans))
         rest = storage.data
         with self.file.open("rb", buffering=0) as file:
