@@ -7,11 +7,13 @@ saved. Each process prints what it found, as JSON. Of more than one, the first t
 while it saves again.
 """
 
+import collections
 import errno
 import json
 import os
 import pathlib
 import sys
+import weakref
 
 import equinox as eqx
 import jax
@@ -32,7 +34,7 @@ if NUM_PROCESSES > 1:
 MESH = mesh_of(*sys.argv[4:6])
 SOURCE, TARGET = map(pathlib.Path, sys.argv[6:8])
 jax.config.update("jax_disable_most_optimizations", True)
-NUM_READ = []
+NUM_READ, HELD = [], collections.Counter()
 IDS = np.random.default_rng(0).integers(4, 50, (8, 6))
 IDS[:, -1] = 2
 MASK = np.ones_like(IDS)
@@ -42,6 +44,15 @@ MASK[1, 3:] = 0
 def counted(file, offset, buffer, whole=tensors.read_into):
     NUM_READ.append(whole(file, offset, buffer))
     return NUM_READ[-1]
+
+
+def held(size, whole=tensors._aligned_bytes):
+    """Memory for what is read, which is counted until it is let go."""
+    buffer = whole(size)
+    HELD["now"] += size
+    HELD["most"] = max(HELD["most"], HELD["now"])
+    weakref.finalize(buffer.base, HELD.subtract, {"now": size})
+    return buffer
 
 
 def rows(x):
@@ -133,9 +144,9 @@ def die(_):
     os._exit(7)
 
 
-tensors.read_into = counted
+tensors.read_into, tensors._aligned_bytes = counted, held
 model = eb.BartForConditionalGeneration.from_pretrained(SOURCE, mesh=MESH)
-found = {"read": sum(NUM_READ), "own": own_bytes(model)}
+found = {"read": sum(NUM_READ), "own": own_bytes(model), "held": HELD["most"]}
 found["called"] = called(model)
 found["generated"] = generated(model)
 try:
