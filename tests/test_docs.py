@@ -33,11 +33,16 @@ def test_python(page, monkeypatch, tmp_path, recwarn):
 
 @pytest.mark.devices
 def test_many_devices(tmp_path):
-    """The page for many devices on many devices."""
+    """The page for many devices on many devices, where its loss is that of one."""
     page = DOCS / "guides" / "many-devices.md"
     script = tmp_path / "page.py"
-    script.write_text("\n".join(python(page)))
-    on_devices(8, script, cwd=tmp_path)
+    script.write_text("\n".join([*python(page), "print(float(loss))"]))
+    losses = list[float]()
+    for count in (1, 8):
+        directory = tmp_path / str(count)
+        directory.mkdir()
+        losses.append(float(on_devices(count, script, cwd=directory)))
+    assert losses[1] == pytest.approx(losses[0], rel=2**-8)  # the precision of bfloat16
 
 
 def test_every_experiment_is_shown():
