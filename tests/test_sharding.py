@@ -223,9 +223,13 @@ def test_on_one_device_nothing_changes(config):
 
 
 @pytest.mark.devices
-@pytest.mark.parametrize("types", ["explicit", "automatic"])
-def test_every_mesh_computes_what_one_device_does(types):
-    assert on_devices(8, TESTS / "sharded.py", types, "few", *MESHES) == "done"
+@pytest.mark.parametrize(
+    ("types", "meshes"),
+    [("explicit", MESHES), ("automatic", MESHES), ("mixed", MESHES[-1:])],
+    ids=["explicit", "automatic", "mixed"],
+)
+def test_every_mesh_computes_what_one_device_does(types, meshes):
+    assert on_devices(8, TESTS / "sharded.py", types, "few", *meshes) == "done"
 
 
 @pytest.mark.devices

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import with_slow
 from oracle import assert_close
 from support import (
     check_beams,
@@ -46,7 +47,7 @@ def changed(tmp_path, which):
     return with_decoder_layers(checkpoint(tmp_path / "bart", config), indices)
 
 
-@pytest.mark.parametrize("which", DEPTHS)
+@pytest.mark.parametrize("which", with_slow("shallower", slow=DEPTHS))
 def test_both_libraries_read_it(which, tmp_path):
     """By the depth that the tree has, with the same outputs and the same beams."""
     model = changed(tmp_path, which)

@@ -53,6 +53,7 @@ def test_shared_layer(tmp_path):
     assert all(name.startswith(f"{prefix}layer.") for name in names)
 
 
+@pytest.mark.slow
 def test_its_weights_are_trained_once(tmp_path):
     """By the sum of the gradients of layers of their own, as many."""
     model = universal(tmp_path, 3)

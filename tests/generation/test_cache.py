@@ -62,7 +62,7 @@ def test_what_is_generated_goes_on(model):
         assert_close(found, expected[:, :, 7:], 1e-5)
 
 
-@pytest.mark.parametrize("seed", with_slow(0, 1, slow=range(40)))
+@pytest.mark.parametrize("seed", with_slow(0, slow=range(40)))
 def test_turns_with_more_tokens_between(model, seed):
     """Rows end early, are cut anywhere, padded on either side, and go on by other tokens:
     a call with the cache gives what one without it gives."""
@@ -92,7 +92,7 @@ def test_turns_with_more_tokens_between(model, seed):
         rows = [[*row, *more[:end]] for row, more, end in zip(rows, new, cut, strict=True)]
 
 
-@pytest.mark.parametrize("token", [0, 1])
+@pytest.mark.parametrize("token", with_slow(0, slow=[1]))
 def test_any_token_goes_on(model, token):
     """The smallest ids, too, which stand for nothing in a prompt without a mask."""
     source = source_of(model)
@@ -118,12 +118,14 @@ def prefixed(model):
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        {"num_beams": 3, "num_return_sequences": 3},
+    with_slow(
         {"num_beams": 17, "num_return_sequences": 2},
-        {"do_sample": True, "num_return_sequences": 4, "key": jax.random.key(0)},
         {"no_repeat_ngram_size": 2, "repetition_penalty": 1.4, "min_length": 14},
-    ],
+        slow=[
+            {"num_beams": 3, "num_return_sequences": 3},
+            {"do_sample": True, "num_return_sequences": 4, "key": jax.random.key(0)},
+        ],
+    ),
 )
 def test_any_search_goes_on(model, settings):
     source, cache, prompt = prefixed(model)

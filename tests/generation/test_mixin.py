@@ -367,14 +367,16 @@ def test_scores_are_as_wide_as_the_model_whatever_the_cache(num_beams, config, g
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        {"bad_words_ids": [[5], [6, 7]]},
+    with_slow(
         {"do_sample": True, "top_k": 3, "top_p": 0.9, "min_new_tokens": 2},
-        {"do_sample": True, "min_p": 0.1, "typical_p": 0.9, "eta_cutoff": 0.1},
-        {"do_sample": True, "num_return_sequences": 3, "output_token_log_probs": True},
         {"num_beams": 3, "no_repeat_ngram_size": 2, "min_new_tokens": 2},
-        {"num_beams": 3, "do_sample": True, "top_k": 3},
-    ],
+        slow=[
+            {"bad_words_ids": [[5], [6, 7]]},
+            {"do_sample": True, "min_p": 0.1, "typical_p": 0.9, "eta_cutoff": 0.1},
+            {"do_sample": True, "num_return_sequences": 3, "output_token_log_probs": True},
+            {"num_beams": 3, "do_sample": True, "top_k": 3},
+        ],
+    ),
 )
 def test_what_is_forbidden_is_infinite_inside_alone(settings, config, getkey):
     """`jax_debug_infs` finds nothing, unless recorded scores are asked for."""

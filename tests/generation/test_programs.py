@@ -45,26 +45,34 @@ def words(*lengths):
     return [rng.integers(3, 41, n).tolist() for n in lengths]
 
 
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("settings", "changes"),
     [
         (SAMPLING, {"temperature": [0.5, 0.7, 1.0, 1.3]}),
         (SAMPLING, {"top_k": [1, 7, 50, 64], "top_p": [0.3, 0.5, 0.9]}),
-        (SAMPLING, {"min_p": [0.1, 0.2], "typical_p": [0.5, 0.7]}),
-        (SAMPLING, {"epsilon_cutoff": [0.01, 0.02], "eta_cutoff": [0.01, 0.02]}),
+        slow(SAMPLING, {"min_p": [0.1, 0.2], "typical_p": [0.5, 0.7]}),
+        slow(SAMPLING, {"epsilon_cutoff": [0.01, 0.02], "eta_cutoff": [0.01, 0.02]}),
         (BEAMS, {"length_penalty": [-1.0, 0.0, 0.5, 2.0]}),
-        (BEAMS | {"early_stopping": "never"}, {"length_penalty": [-1.0, 0.0, 2.0]}),
-        (BEAMS, {"repetition_penalty": [0.9, 1.1], "encoder_repetition_penalty": [2, 3]}),
+        slow(BEAMS | {"early_stopping": "never"}, {"length_penalty": [-1.0, 0.0, 2.0]}),
+        slow(
+            BEAMS, {"repetition_penalty": [0.9, 1.1], "encoder_repetition_penalty": [2, 3]}
+        ),
         ({}, {"max_new_tokens": [1, 5, 9, 16]}),
-        ({"max_new_tokens": 9}, {"min_length": [2, 3, 4], "forced_bos_token_id": [5, 6]}),
+        slow(
+            {"max_new_tokens": 9}, {"min_length": [2, 3, 4], "forced_bos_token_id": [5, 6]}
+        ),
         (LISTS, {"bad_words_ids": [words(1, 3), words(2, 4), words(4, 3)]}),
-        (LISTS, {"suppress_tokens": [[3, 4, 5], [6, 7, 8, 9]], "eos_token_id": [2, 3]}),
-        (
+        slow(LISTS, {"suppress_tokens": [[3, 4, 5], [6, 7, 8, 9]], "eos_token_id": [2, 3]}),
+        slow(
             LISTS,
             {"sequence_bias": [[[[3, 4], 1.0]], [[[5, 6], 2.0]]], "pad_token_id": [1, 0]},
         ),
-        (LISTS, {"exponential_decay_length_penalty": [(1, 1.5), (2, 1.1)]}),
-        (LISTS, {"forced_eos_token_id": [2, 3], "begin_suppress_tokens": [[4], [5]]}),
+        slow(LISTS, {"exponential_decay_length_penalty": [(1, 1.5), (2, 1.1)]}),
+        slow(LISTS, {"forced_eos_token_id": [2, 3], "begin_suppress_tokens": [[4], [5]]}),
     ],
     ids=" ".join,
 )

@@ -301,7 +301,13 @@ def test_programs_without_callbacks_are_kept(persistent_cache, model):
 CHILD = pathlib.Path(__file__).with_name("on_devices.py")
 
 
-@pytest.mark.parametrize("num_devices", with_slow(4, slow=[1, 2, 4, 8]))
+@pytest.mark.parametrize(
+    "num_devices",
+    [
+        pytest.param(4, marks=pytest.mark.devices),
+        *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 2, 8)),
+    ],
+)
 def test_on_devices(num_devices):
     """What is split stays split, and what is wrong neither hangs nor aborts."""
     assert on_devices(num_devices, CHILD) == "done"

@@ -12,6 +12,7 @@ CHILD = pathlib.Path(__file__).with_name("on_mesh.py")
 FEW_CALLS = ("cached", "parts", "loss", "records", "samples", "stepped")
 
 
+@pytest.mark.devices
 def test_a_mesh_as_jax_makes_it():
     assert on_devices(4, CHILD, "explicit", "explicit", *FEW_CALLS) == "done"
 
