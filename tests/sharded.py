@@ -139,7 +139,7 @@ def run(name, meshes):
         where = f"{name}, {mesh}"
         found = eqx.filter_jit(function)(sharded, *placed)
         check(found, expected, f"{where}, in jit", mesh)
-        if name == "beams":
+        if name == "beams" and mesh == meshes[-1]:
             check(function(sharded, *placed), expected, where, mesh)
             check(function(sharded, ids, mask), expected, f"{where}, of NumPy", mesh)
 
