@@ -7,7 +7,7 @@ import jax
 from jaxtyping import PRNGKeyArray
 
 from ..config import BartConfig
-from ..nn.embedding import Embedding
+from ..nn.embedding import AbstractEmbedding, Embedding
 from ..nn.layer import Show
 from .decoder import BartDecoder
 from .encoder import BartEncoder
@@ -53,7 +53,7 @@ class BartModel(
     Source: HF's `BartModel`.
     """
 
-    shared: Embedding
+    shared: AbstractEmbedding
     encoder: BartEncoder
     decoder: BartDecoder
     config: BartConfig

@@ -17,7 +17,7 @@ from ..generation.logits_process import LogitsProcessor
 from ..generation.mixin import GenerationCall
 from ..generation.output import GenerationOutput
 from ..nn.checks import ArrayLike, Mask
-from ..nn.embedding import Embedding
+from ..nn.embedding import AbstractEmbedding
 from ..nn.layer import Show, Source
 from ..nn.linear import AbstractLinear
 from ..nn.mesh import on_any_mesh
@@ -87,7 +87,7 @@ class BartForCausalLM(LanguageModel):
         return self.model.decoder
 
     @property
-    def decoder_embed_tokens(self) -> Embedding:
+    def decoder_embed_tokens(self) -> AbstractEmbedding:
         embed_tokens = self.model.decoder.embed_tokens
         assert embed_tokens is not None
         return embed_tokens
@@ -127,7 +127,7 @@ class BartForCausalLM(LanguageModel):
             batch_size,
             check_max_length(max_length, self.max_positions),
             source,
-            dtype=self.decoder_embed_tokens.weight.dtype,
+            dtype=self.decoder_embed_tokens.dtype,
         )
 
     @explained

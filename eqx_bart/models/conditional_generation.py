@@ -24,7 +24,7 @@ from ..generation.mixin import GenerationCall
 from ..generation.output import GenerationOutput
 from ..nn.buffer import Buffer
 from ..nn.checks import ArrayLike, Mask
-from ..nn.embedding import Embedding
+from ..nn.embedding import AbstractEmbedding
 from ..nn.layer import Show
 from ..nn.linear import AbstractLinear
 from .bart import BartModel
@@ -93,7 +93,7 @@ class BartForConditionalGeneration(
         return self.model.decoder
 
     @property
-    def decoder_embed_tokens(self) -> Embedding:
+    def decoder_embed_tokens(self) -> AbstractEmbedding:
         return self.model.decoder_embed_tokens
 
     @property

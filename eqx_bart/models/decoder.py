@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 from ..config import BartConfig
 from ..nn.attention import causal_mask, padding_mask
 from ..nn.checks import ArrayLike, Mask
-from ..nn.embedding import Embedding
+from ..nn.embedding import AbstractEmbedding
 from ..nn.layer import Context, NOTHING, Show
 from ..nn.mesh import on_any_mesh
 from .cache import BartCache
@@ -23,7 +23,11 @@ class BartDecoder(BartStack):
     """A `BartStack` of layers, usually `BartDecoderLayer`s."""
 
     def __init__(
-        self, config: BartConfig, embed_tokens: Embedding | None, *, key: PRNGKeyArray
+        self,
+        config: BartConfig,
+        embed_tokens: AbstractEmbedding | None,
+        *,
+        key: PRNGKeyArray,
     ):
         """Draws the weights at random, with `config.init_std`."""
         super().__init__(

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 from ..config import BartConfig
 from ..nn.attention import padding_mask
 from ..nn.checks import ArrayLike, Mask
-from ..nn.embedding import Embedding
+from ..nn.embedding import AbstractEmbedding
 from ..nn.layer import Context, NOTHING, Show
 from ..nn.mesh import on_any_mesh
 from .layers import BartEncoderLayer
@@ -18,7 +18,11 @@ class BartEncoder(BartStack):
     """A `BartStack` of layers, usually `BartEncoderLayer`s."""
 
     def __init__(
-        self, config: BartConfig, embed_tokens: Embedding | None, *, key: PRNGKeyArray
+        self,
+        config: BartConfig,
+        embed_tokens: AbstractEmbedding | None,
+        *,
+        key: PRNGKeyArray,
     ):
         """Draws the weights at random, with `config.init_std`."""
         super().__init__(

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 from ..config import BartConfig
 from ..explained import explained
 from ..nn.checks import ArrayLike, as_indices, Mask
-from ..nn.embedding import Embedding
+from ..nn.embedding import AbstractEmbedding
 from ..nn.layer import Show, Source
 from ..nn.mesh import on_any_mesh
 from .cache import BartCache
@@ -50,7 +50,7 @@ def shift_tokens_right(
 
 
 def embed_inputs(
-    embed_tokens: Embedding,
+    embed_tokens: AbstractEmbedding,
     input_ids: Integer[ArrayLike, "batch length"] | None,
     inputs_embeds: Float[ArrayLike, "batch length d_model"] | None,
     name: str,

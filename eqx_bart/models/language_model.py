@@ -21,11 +21,10 @@ from ..generation.inputs import GenerationInputs
 from ..generation.mixin import GenerationMixin
 from ..nn.buffer import Buffer
 from ..nn.checks import ArrayLike
-from ..nn.embedding import Embedding
+from ..nn.embedding import AbstractEmbedding
 from ..nn.layer import Show, Source
 from ..nn.linear import AbstractLinear, Linear
-from ..nn.matmul import dot_transposed
-from ..nn.mesh import on_any_mesh, product, ROWS, TENSOR
+from ..nn.mesh import on_any_mesh, ROWS, TENSOR
 from .cache import BartCache
 from .decoder import BartDecoder
 from .layers import BartDecoderLayer
@@ -43,7 +42,7 @@ class Projection(eqx.Module):
     """From hidden states to logits: by a linear map or, where that is tied, by the token
     embeddings; plus `final_logits_bias` where there is one."""
 
-    lm_head: AbstractLinear | Embedding
+    lm_head: AbstractLinear | AbstractEmbedding
     final_logits_bias: Buffer | None = None
 
     @functools.partial(on_any_mesh, axes=(ROWS, None, TENSOR))
@@ -62,7 +61,7 @@ class Projection(eqx.Module):
             return self.lm_head(hidden_states)
         batch, length, d_model = hidden_states.shape
         rows = hidden_states.reshape(batch * length, d_model)
-        logits = product(dot_transposed, rows, self.lm_head.weight)
+        logits = self.lm_head.attend(rows)
         logits = logits.astype(hidden_states.dtype)
         return logits.reshape(batch, length, logits.shape[-1])
 
@@ -126,7 +125,7 @@ class LanguageModel(PretrainedModel, GenerationMixin):
 
     @property
     @abc.abstractmethod
-    def decoder_embed_tokens(self) -> Embedding:
+    def decoder_embed_tokens(self) -> AbstractEmbedding:
         """The decoder's token embeddings."""
 
     @property
@@ -173,7 +172,7 @@ class LanguageModel(PretrainedModel, GenerationMixin):
     ) -> BartCache:
         """See `GenerationMixin.init_generation_cache`."""
         source, batch_size = inputs.encoder_outputs, len(inputs.prompt)
-        dtype = self.decoder_embed_tokens.weight.dtype
+        dtype = self.decoder_embed_tokens.dtype
         if isinstance(source, Source):
             dtype = source.hidden_states.dtype
         if isinstance(source, Source) and self._rows_share_source:

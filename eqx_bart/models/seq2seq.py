@@ -13,7 +13,7 @@ from ..config import BartConfig
 from ..explained import explained
 from ..nn.checks import ArrayLike, Mask
 from ..nn.dropout import split_key
-from ..nn.embedding import Embedding
+from ..nn.embedding import AbstractEmbedding
 from ..nn.layer import Show
 from ..nn.mesh import on_any_mesh
 from ..nn.output import ModelOutput
@@ -39,17 +39,17 @@ DecodedT = TypeVar("DecodedT", bound=ModelOutput)
 class AbstractTrunk(eqx.Module):
     """An encoder and a decoder."""
 
-    shared: eqx.AbstractVar[Embedding]
+    shared: eqx.AbstractVar[AbstractEmbedding]
     encoder: eqx.AbstractVar[BartEncoder]
     decoder: eqx.AbstractVar[BartDecoder]
 
     @property
-    def encoder_embed_tokens(self) -> Embedding:
+    def encoder_embed_tokens(self) -> AbstractEmbedding:
         """The encoder's table of token embeddings, its own or the shared one."""
         return self.encoder.embed_tokens or self.shared
 
     @property
-    def decoder_embed_tokens(self) -> Embedding:
+    def decoder_embed_tokens(self) -> AbstractEmbedding:
         """The decoder's table of token embeddings, its own or the shared one."""
         return self.decoder.embed_tokens or self.shared
 
@@ -158,7 +158,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         encoder's states and their mask do not fit one another.
         """
         decoder = self._trunk.decoder
-        dtype = self._trunk.decoder_embed_tokens.weight.dtype
+        dtype = self._trunk.decoder_embed_tokens.dtype
         batch_size = len(jax.tree.leaves(encoder_outputs)[0])
         if isinstance(encoder_outputs, BaseModelOutput):
             states = encoder_outputs.last_hidden_state

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ..config import BartConfig
 from ..nn.dropout import LayerDrop, split_key
 from ..nn.embedding import (
+    AbstractEmbedding,
     AbstractPositionalEmbedding,
     embed,
-    Embedding,
     LearnedPositionalEmbedding,
 )
 from ..nn.layer import AbstractLayer, Context, Layers
@@ -29,7 +29,7 @@ class BartStack(eqx.Module):
     one.
     """
 
-    embed_tokens: Embedding | None
+    embed_tokens: AbstractEmbedding | None
     embed_positions: AbstractPositionalEmbedding
     layernorm_embedding: LayerNorm
     layers: Layers
@@ -41,7 +41,7 @@ class BartStack(eqx.Module):
     def __init__(
         self,
         config: BartConfig,
-        embed_tokens: Embedding | None,
+        embed_tokens: AbstractEmbedding | None,
         layer: Callable[..., AbstractLayer],
         num_layers: int,
         layerdrop: float,

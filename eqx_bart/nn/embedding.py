@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from .checks import ArrayLike, as_indices, check_range, error_if, outside
-from .mesh import on_any_mesh, split_lookup
+from .matmul import dot_transposed
+from .mesh import on_any_mesh, product, split_lookup
 from .norm import LayerNorm
 
 
@@ -16,14 +17,63 @@ from .norm import LayerNorm
 POSITION_OFFSET = 2
 
 
-class Embedding(eqx.Module):
-    """A table of token embeddings. A lookup multiplies by `scale`.
+class AbstractEmbedding(eqx.Module):
+    """A table of token embeddings. A lookup multiplies by `scale`; a head that is tied to
+    the table makes logits with it.
 
     The row of `padding_idx` is looked up like any other, but a lookup gives it no gradient,
     as in PyTorch.
 
     Source: HF's `BartScaledWordEmbedding`.
     """
+
+    padding_idx: eqx.AbstractVar[int | None]
+    scale: eqx.AbstractVar[float]
+
+    @property
+    @abc.abstractmethod
+    def vocab_size(self) -> int:
+        """The number of tokens."""
+
+    @property
+    @abc.abstractmethod
+    def dtype(self) -> jnp.dtype:
+        """The dtype of the embeddings."""
+
+    @abc.abstractmethod
+    def rows(self, ids: Integer[Array, "*batch"]) -> Float[Array, "*batch d_model"]:
+        """The rows of the table; NaN for ids outside it."""
+
+    @abc.abstractmethod
+    def attend(
+        self, hidden_states: Float[Array, "rows d_model"]
+    ) -> Float[Array, "rows vocab"]:
+        """The products of hidden states and all rows of the table: logits, in float32 or
+        better."""
+
+    @on_any_mesh
+    def __call__(
+        self, ids: Integer[ArrayLike, "batch length"], name: str = "input_ids"
+    ) -> Float[Array, "batch length d_model"]:
+        """Looks `ids` up.
+
+        **Raises** as `eqx_bart.nn.checks.check_range` does if an id lies outside the table;
+        `name` is what the message calls the ids.
+        """
+        return self.lookup(check_range(ids, self.vocab_size, name, "the vocabulary"))
+
+    @on_any_mesh
+    def lookup(self, ids: Integer[Array, "*batch"]) -> Float[Array, "*batch d_model"]:
+        """`__call__` without a check: NaN for ids outside the table."""
+        rows = self.rows(ids)
+        if self.padding_idx is not None:
+            is_padding = (ids == self.padding_idx)[..., None]
+            rows = jnp.where(is_padding, jax.lax.stop_gradient(rows), rows)
+        return rows if self.scale == 1 else rows * self.scale
+
+
+class Embedding(AbstractEmbedding):
+    """A table of token embeddings, as they are."""
 
     weight: Float[Array, "vocab d_model"]
     padding_idx: int | None = eqx.field(static=True)
@@ -49,28 +99,19 @@ class Embedding(eqx.Module):
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens."""
         return self.weight.shape[0]
 
-    @on_any_mesh
-    def __call__(
-        self, ids: Integer[ArrayLike, "batch length"], name: str = "input_ids"
-    ) -> Float[Array, "batch length d_model"]:
-        """Looks `ids` up.
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.weight.dtype
 
-        **Raises** as `eqx_bart.nn.checks.check_range` does if an id lies outside the table;
-        `name` is what the message calls the ids.
-        """
-        return self.lookup(check_range(ids, self.vocab_size, name, "the vocabulary"))
+    def rows(self, ids: Integer[Array, "*batch"]) -> Float[Array, "*batch d_model"]:
+        return rows_of(self.weight, ids)
 
-    @on_any_mesh
-    def lookup(self, ids: Integer[Array, "*batch"]) -> Float[Array, "*batch d_model"]:
-        """`__call__` without a check: NaN for ids outside the table."""
-        rows = _rows(self.weight, ids)
-        if self.padding_idx is not None:
-            is_padding = (ids == self.padding_idx)[..., None]
-            rows = jnp.where(is_padding, jax.lax.stop_gradient(rows), rows)
-        return rows if self.scale == 1 else rows * self.scale
+    def attend(
+        self, hidden_states: Float[Array, "rows d_model"]
+    ) -> Float[Array, "rows vocab"]:
+        return product(dot_transposed, hidden_states, self.weight)
 
 
 class AbstractPositionalEmbedding(eqx.Module):
@@ -143,7 +184,7 @@ class LearnedPositionalEmbedding(AbstractPositionalEmbedding):
     def lookup(
         self, position_ids: Integer[Array, "#batch length"]
     ) -> Float[Array, "#batch length d_model"]:
-        return _rows(self.weight, position_ids + POSITION_OFFSET)
+        return rows_of(self.weight, position_ids + POSITION_OFFSET)
 
 
 class NoPositionalEmbedding(AbstractPositionalEmbedding):
@@ -175,6 +216,9 @@ def embed(
     return dropout(layernorm_embedding(embedded), key=key)
 
 
-def _rows(table: Float[Array, "rows width"], ids: Integer[Array, "*batch"]) -> Array:
+def rows_of(
+    table: Float[Array, "rows width"], ids: Integer[Array, "*batch"]
+) -> Float[Array, "*batch width"]:
+    """The rows of `table`; NaN for ids outside it."""
     rows = table.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
     return split_lookup(rows)

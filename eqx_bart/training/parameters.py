@@ -11,7 +11,7 @@ import jax.tree_util as jtu
 from ..models.encoder import BartEncoder
 from ..models.language_model import LanguageModel
 from ..models.stack import BartStack
-from ..nn.embedding import AbstractPositionalEmbedding, Embedding
+from ..nn.embedding import AbstractEmbedding, AbstractPositionalEmbedding
 from ..nn.linear import LowRankLinear
 from ..nn.stack import Checkpointing
 from ..nn.tree import along
@@ -48,7 +48,7 @@ def trainable(
     """
     kinds: list[tuple[type, ...]] = []
     if freeze_embeds:
-        kinds.append((Embedding, AbstractPositionalEmbedding))
+        kinds.append((AbstractEmbedding, AbstractPositionalEmbedding))
     if freeze_encoder:
         kinds.append((BartEncoder,))
     found = set[tuple[type, ...]]()
@@ -78,7 +78,7 @@ def _is_beside_weights(way: list[tuple[Any, Any]]) -> bool:
     if isinstance(way[-1][0], LowRankLinear):
         return True
     return not any(
-        isinstance(node, BartStack | Embedding)
+        isinstance(node, BartStack | AbstractEmbedding)
         or (isinstance(node, LanguageModel) and key.name == "lm_head")
         for node, key in way
     )
