@@ -1,19 +1,20 @@
 """Tokens per second of `generate`: eqx-bart, Hugging Face's PyTorch BART and CTranslate2.
 
 pip install -e '.[test]' ctranslate2
-python benchmarks/generate.py [--large] [--threads 2] [--rounds 5] [--json FILE]
+python benchmarks/generate.py [--large] [--dtypes int8] [--rounds 5] [--json FILE]
 python benchmarks/generate.py --device cuda
 
-All three have the same random weights in float32, the same random inputs and, on the CPU,
-as many threads. With `--device cuda`, ours and PyTorch run on the GPU instead, in bfloat16
-as well, and CTranslate2 does not; float32 is what it says there, not TF32. They run in
+All three have the same random weights, the same random inputs and, on the CPU, as many
+threads. `--dtypes float32 bfloat16 int8` says in what the weights are; PyTorch has no
+8 bits, and CTranslate2 no bfloat16. With `--device cuda`, ours and PyTorch run on the GPU
+instead, and CTranslate2 does not; float32 is what it says there, not TF32. They run in
 turn, round after round, so that whatever else the machine does falls on all of them. A run
 goes from an array of ids to an array of ids and always makes NEW_TOKENS tokens a row, since
 the end token is held back until then; that is checked. What is counted is tokens of the
 result: batch * NEW_TOKENS, however many the beams.
 
 The weights are made up in a temporary directory; --cache DIRECTORY keeps them for the next
-run. --large adds BART-large, which takes minutes, and eqx-bart with bfloat16 weights.
+run. --large adds BART-large, which takes minutes.
 """
 
 import argparse
@@ -49,8 +50,8 @@ BOS, PAD, EOS, UNK = range(4)
 VOCABULARY = ["<s>", "<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(4, 50265))]
 IDS = {token: i for i, token in enumerate(VOCABULARY)}
 NEW_TOKENS = 64
-OURS, BFLOAT16, HF, CT2 = "ours", "ours, bfloat16", "HF PyTorch", "CTranslate2"
-HF_BFLOAT16 = "HF PyTorch, bfloat16"
+OURS, HF, CT2 = "ours", "HF PyTorch", "CTranslate2"
+FLOAT32, BFLOAT16, INT8 = DTYPES = ("float32", "bfloat16", "int8")
 # How long threads that wait for their next task in a loop may take to fall asleep.
 PAUSE = 0.5
 
@@ -90,10 +91,12 @@ CASES = (
 
 @dataclasses.dataclass
 class Timing:
-    """The times of an engine on a case: of the first call, and of those that count."""
+    """The times of an engine on a case, with weights of a dtype: of the first call, and of
+    those that count."""
 
     case: Case
     engine: str
+    dtype: str
     first: float
     rows_as_hf: int
     seconds: list[float] = dataclasses.field(default_factory=list[float])
@@ -108,7 +111,7 @@ class Timing:
 
     def compile_seconds(self) -> float | None:
         """What the first call took longer than others, where it had to compile."""
-        if not self.engine.startswith(OURS):
+        if self.engine != OURS:
             return None
         return self.first - statistics.median(self.seconds)
 
@@ -185,9 +188,13 @@ def convert(checkpoint: Path, directory: Path) -> None:
         converters.TransformersConverter(str(checkpoint)).convert(str(directory))
 
 
-def ours(checkpoint: Path, dtype: str = "float32") -> Generate:
+def ours(checkpoint: Path, dtype: str) -> Generate:
     """This library."""
-    model = eb.BartForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype)
+    model = eb.BartForConditionalGeneration.from_pretrained(
+        checkpoint,
+        dtype=FLOAT32 if dtype == INT8 else dtype,
+        quantize=INT8 if dtype == INT8 else None,
+    )
 
     def generate(ids: np.ndarray, beams: int) -> np.ndarray:
         generated = model.generate(
@@ -202,7 +209,7 @@ def ours(checkpoint: Path, dtype: str = "float32") -> Generate:
     return generate
 
 
-def hf(checkpoint: Path, args: argparse.Namespace, dtype: str = "float32") -> Generate:
+def hf(checkpoint: Path, args: argparse.Namespace, dtype: str) -> Generate:
     """Hugging Face's PyTorch BART."""
     torch = require("torch", "-e '.[test]'")
     torch.set_num_threads(args.threads)
@@ -225,12 +232,12 @@ def hf(checkpoint: Path, args: argparse.Namespace, dtype: str = "float32") -> Ge
     return generate
 
 
-def ct2(directory: Path, threads: int) -> Generate:
+def ct2(directory: Path, threads: int, dtype: str) -> Generate:
     """CTranslate2, whose tokens are strings."""
     translator = require("ctranslate2", "ctranslate2").Translator(
         str(directory),
         device="cpu",
-        compute_type="float32",
+        compute_type=dtype,
         inter_threads=1,
         intra_threads=threads,
     )
@@ -250,23 +257,28 @@ def ct2(directory: Path, threads: int) -> Generate:
     return generate
 
 
+#: An engine, and the dtype of its weights.
+Engine = tuple[str, str]
+
+
 def load_engines(
     size: str, directory: Path, args: argparse.Namespace
-) -> dict[str, Generate]:
-    """All engines with the weights of this size, by name."""
+) -> dict[Engine, Generate]:
+    """All engines with the weights of this size, in each dtype that they have. PyTorch in
+    float32, which says which tokens are right, is always there."""
     is_cpu = args.device == "cpu"
     checkpoint, converted = build(size, directory, with_ct2=is_cpu)
-    engines = {OURS: ours(checkpoint), HF: hf(checkpoint, args)}
-    if is_cpu:
-        engines[CT2] = ct2(converted, args.threads)
-    else:
-        engines[HF_BFLOAT16] = hf(checkpoint, args, "bfloat16")
-    if size == "large" or not is_cpu:
-        engines[BFLOAT16] = ours(checkpoint, "bfloat16")
+    engines = {(HF, FLOAT32): hf(checkpoint, args, FLOAT32)}
+    for dtype in args.dtypes:
+        engines[OURS, dtype] = ours(checkpoint, dtype)
+        if dtype == BFLOAT16:
+            engines[HF, dtype] = hf(checkpoint, args, dtype)
+        elif is_cpu:
+            engines[CT2, dtype] = ct2(converted, args.threads, dtype)
     return engines
 
 
-def timed(engine: str, generate: Generate, case: Case) -> tuple[float, np.ndarray]:
+def timed(engine: Engine, generate: Generate, case: Case) -> tuple[float, np.ndarray]:
     """The seconds that a run takes, and its tokens, of which none may be missing."""
     ids = case.inputs()
     time.sleep(PAUSE)
@@ -275,22 +287,24 @@ def timed(engine: str, generate: Generate, case: Case) -> tuple[float, np.ndarra
     seconds = time.perf_counter() - start
     if tokens.shape != (case.batch, NEW_TOKENS) or np.isin(tokens, (PAD, EOS)).any():
         raise RuntimeError(
-            f"{engine} should have made {NEW_TOKENS} tokens for each of {case.batch} rows, "
-            f"none of them <pad> or </s>: {tokens}"
+            f"{' in '.join(engine)} should have made {NEW_TOKENS} tokens for each of "
+            f"{case.batch} rows, none of them <pad> or </s>: {tokens}"
         )
     return seconds, tokens
 
 
-def measure(case: Case, engines: dict[str, Generate], rounds: int) -> list[Timing]:
+def measure(case: Case, engines: dict[Engine, Generate], rounds: int) -> list[Timing]:
     """Runs every engine once to warm it up, then once in each round."""
     firsts = {name: timed(name, generate, case) for name, generate in engines.items()}
+    right = firsts[HF, FLOAT32][1]
     timings = [
-        Timing(case, name, seconds, int(np.sum((tokens == firsts[HF][1]).all(axis=1))))
+        Timing(case, *name, seconds, int(np.sum((tokens == right).all(axis=1))))
         for name, (seconds, tokens) in firsts.items()
     ]
     for _ in range(rounds):
         for timing in timings:
-            seconds, _ = timed(timing.engine, engines[timing.engine], case)
+            name = timing.engine, timing.dtype
+            seconds, _ = timed(name, engines[name], case)
             timing.seconds.append(seconds)
     return timings
 
@@ -308,27 +322,26 @@ def run(sizes: list[str], args: argparse.Namespace, cache: Path) -> Iterator[lis
 
 def report(timings: list[Timing]) -> list[dict[str, Any]]:
     """The figures of a case, one record for each engine."""
-    rates = {timing.engine: timing.rate() for timing in timings}
+    rates = {(timing.engine, timing.dtype): timing.rate() for timing in timings}
 
     def ratio(timing: Timing, peer: str) -> float | None:
-        return timing.rate() / rates[peer] if peer in rates else None
-
-    def hf_of(timing: Timing) -> str:
-        return HF_BFLOAT16 if timing.engine == BFLOAT16 and HF_BFLOAT16 in rates else HF
+        """To the peer in the same dtype, or in float32 if it has none such."""
+        other = rates.get((peer, timing.dtype), rates.get((peer, FLOAT32)))
+        return None if other is None else timing.rate() / other
 
     return [
         {
             **dataclasses.asdict(timing.case),
             "new_tokens": NEW_TOKENS,
             "engine": timing.engine,
-            "jax": jax.__version__ if timing.engine.startswith(OURS) else None,
-            "dtype": "bfloat16" if "bfloat16" in timing.engine else "float32",
+            "jax": jax.__version__ if timing.engine == OURS else None,
+            "dtype": timing.dtype,
             "seconds": timing.seconds,
             "tokens_per_second_median": timing.rate(),
             "tokens_per_second_min": min(timing.rates()),
             "compile_seconds": timing.compile_seconds(),
             "rows_as_hf": timing.rows_as_hf,
-            "ratio_to_hf": ratio(timing, hf_of(timing)),
+            "ratio_to_hf": ratio(timing, HF),
             "ratio_to_ctranslate2": ratio(timing, CT2),
         }
         for timing in timings
@@ -339,14 +352,14 @@ def add_rows(table: Table, case: Case, records: list[dict[str, Any]]) -> None:
     """Adds a case to the table; the ratios are those of this library."""
 
     def ratio(record: dict[str, Any], name: str) -> str:
-        is_ours = record["engine"].startswith(OURS)
+        is_ours = record["engine"] == OURS
         return f"{record[name]:.2f}" if is_ours and record[name] is not None else ""
 
     table.add_row(str(case))
     for record in records:
         compile_seconds = record["compile_seconds"]
         table.add_row(
-            f"  {record['engine']}",
+            f"  {record['engine']}, {record['dtype']}",
             record["jax"] or "",
             f"{record['tokens_per_second_median']:.1f}",
             f"{record['tokens_per_second_min']:.1f}",
@@ -416,6 +429,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--large", action="store_true", help="BART-large as well")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtypes", choices=DTYPES, nargs="+", default=[FLOAT32])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--cache", type=Path, help="where to keep the random weights")
@@ -438,8 +452,6 @@ def main() -> None:
             add_rows(table, case, report(timings))
             records += report(timings)
     console.print(table)
-    if args.large and args.device == "cpu":
-        console.print(f"{BFLOAT16} is another precision than the float32 of all others.")
     console.print(", ".join(f"{name} {value}" for name, value in about.items()))
     if args.json:
         text = json.dumps({"machine": about, "results": records}, indent=2)

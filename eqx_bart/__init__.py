@@ -15,6 +15,7 @@ _CHECKED = [
 with _install_import_hook(_CHECKED, f"{_typechecking.__name__}.typechecker"):
     from . import generation, models, nn, testing
     from .checkpoint.pretrained import BUILTIN_MODEL
+    from .checkpoint.quantization import quantize
     from .config import BartConfig
     from .files.errors import CheckpointError
     from .generation.cache import GenerationCache
@@ -100,6 +101,7 @@ __all__ = [
     "merge_lora",
     "models",
     "nn",
+    "quantize",
     "question_answering_loss",
     "save_lora",
     "sentence_permutation",

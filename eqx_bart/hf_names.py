@@ -166,7 +166,11 @@ PYTORCH = (
         "`model.save_pretrained(path)`, then `huggingface_hub.upload_folder`",
     ),
     Row(
-        "`low_cpu_mem_usage`, `attn_implementation`, `quantization_config`, "
+        "`quantization_config=BitsAndBytesConfig(load_in_8bit=True)`",
+        '`from_pretrained(path, quantize="int8")`, or `eb.quantize(model)`',
+    ),
+    Row(
+        "`low_cpu_mem_usage`, `attn_implementation`, "
         "`model.compile()`, `model.tie_weights()`",
         "nothing: memory is spared, and ties are kept, in any case",
     ),

@@ -26,25 +26,30 @@ Layout = Mapping[str, PartitionSpec]
 #: A layout without entries.
 NO_LAYOUT: Layout = MappingProxyType({})
 
-_BASE = r"(\.base_layer)?\.weight"
+_BASE = r"(\.base_layer)?"
 _COLUMNS = r"(q_proj|k_proj|v_proj|fc1)"
 _ROWS = r"((self|encoder)_attn\.out_proj|fc2)"
 
 #: How each parameter is split: the first entry that fits the end of its path. What fits
 #: none has a copy on each device: biases of what is split by rows, and norms. Weights are
-#: `[in, out]`.
+#: `[in, out]`, and in 8 bits `[out, in]`.
 LAYOUT: Layout = MappingProxyType(
     {
-        _COLUMNS + _BASE: PartitionSpec("fsdp", "tensor"),
-        _COLUMNS + r"(\.base_layer)?\.bias": PartitionSpec("tensor"),
+        _COLUMNS + _BASE + r"\.weight": PartitionSpec("fsdp", "tensor"),
+        _COLUMNS + _BASE + r"\.qweight": PartitionSpec("tensor", "fsdp"),
+        _COLUMNS + _BASE + r"\.(bias|scales)": PartitionSpec("tensor"),
         _COLUMNS + r"\.lora_A": PartitionSpec("fsdp", None),
         _COLUMNS + r"\.lora_B": PartitionSpec(None, "tensor"),
-        _ROWS + _BASE: PartitionSpec("tensor", "fsdp"),
+        _ROWS + _BASE + r"\.weight": PartitionSpec("tensor", "fsdp"),
+        _ROWS + _BASE + r"\.qweight": PartitionSpec("fsdp", "tensor"),
+        _ROWS + _BASE + r"\.smoothing": PartitionSpec("tensor"),
         _ROWS + r"\.lora_A": PartitionSpec("tensor", None),
         _ROWS + r"\.lora_B": PartitionSpec(None, "fsdp"),
-        r"(shared|embed_tokens)\.weight": PartitionSpec("tensor", "fsdp"),
+        r"(shared|embed_tokens)\.q?weight": PartitionSpec("tensor", "fsdp"),
+        r"(shared|embed_tokens|lm_head)\.scales": PartitionSpec("tensor"),
         r"embed_positions\.weight": PartitionSpec(None, "fsdp"),
         r"lm_head\.weight": PartitionSpec("fsdp", "tensor"),
+        r"lm_head\.qweight": PartitionSpec("tensor", "fsdp"),
         r"final_logits_bias\.bits": PartitionSpec(None, "tensor"),
         r"(classification_head\.(dense|out_proj)|qa_outputs)\.weight": PartitionSpec(
             "fsdp", None

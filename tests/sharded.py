@@ -58,6 +58,7 @@ LM = new(eb.BartForConditionalGeneration, 0)
 ODD = new(eb.BartForConditionalGeneration, 1, vocab_size=50)
 UNTIED = new(eb.BartForConditionalGeneration, 2, tie_word_embeddings=False)
 ADAPTED = eb.lora(LM, 4, ("q_proj", "out_proj", "fc1", "fc2"), key=jax.random.key(3))
+QUANTIZED = eb.quantize(LM)
 CLASSIFIER = new(eb.BartForSequenceClassification, 4)
 QA = new(eb.BartForQuestionAnswering, 5)
 DECODER = new(eb.BartForCausalLM, 6)
@@ -75,6 +76,7 @@ CALLS = {
     "trunk": (new(eb.BartModel, 7), call, 8),
     "untied": (UNTIED, call, 8),
     "adapted": (ADAPTED, call, 8),
+    "in 8 bits": (QUANTIZED, call, 8),
     "classifier": (CLASSIFIER, call, 8),
     "question answering": (QA, call, 8),
     "decoder": (DECODER, call, 8),
@@ -92,6 +94,7 @@ CALLS = {
     "samples": (LM, generation(do_sample=True, num_return_sequences=2), 5),
     "beams": (LM, generation(**BEAMS), 5),
     "beams, odd vocabulary": (ODD, generation(**BEAMS), 5),
+    "beams, in 8 bits": (QUANTIZED, generation(**BEAMS), 5),
     "beam sampling": (LM, generation(**BEAMS, do_sample=True), 5),
     "processors": (
         UNTIED,
@@ -109,7 +112,7 @@ CALLS = {
 
 
 #: Those that have a mechanism of their own on a mesh.
-FEW = ("language model", "loss", "greedy", "samples", "beams", "beam sampling")
+FEW = ("language model", "in 8 bits", "loss", "greedy", "samples", "beams", "beam sampling")
 
 
 def check(found, expected, where, mesh):

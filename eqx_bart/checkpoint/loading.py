@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -19,10 +19,12 @@ from ..files.errors import CheckpointError, listed
 from ..files.tensors import StoredTensor
 from ..nn.mesh import put
 from ..nn.processes import is_shared, on_host, together
+from ..nn.quantized import int8_rows
 from ..nn.stored import AbstractStored
 from ..sharding import Layout, NO_LAYOUT, shard
 from .matching import laid_out, match
-from .names import canonical, is_weight, Leaf, named_leaves
+from .names import canonical, is_weight, Leaf, named_leaves, weights
+from .quantization import is_quantized, quantize, quantized_as
 from .resizing import fit_entries
 
 
@@ -95,20 +97,30 @@ def load_weights(
     dtype: Any,
     key: PRNGKeyArray | None,
     ignore_mismatched_sizes: bool = False,
+    quantized: bool = False,
     mesh: Mesh | None = None,
     layout: Layout = NO_LAYOUT,
 ) -> Model:
     """The model that `build` makes from a key, with the weights of a checkpoint.
 
     `build` is only traced, so that only the weights that the checkpoint lacks are drawn.
+    What the checkpoint has in 8 bits is in 8 bits in the model; if `quantized`, all that
+    `quantize` changes is.
     For the other arguments, and what is raised, see `PretrainedModel.from_pretrained`.
     """
+    names = {canonical(name) for name in tensors}
     try:
-        template = eqx.filter_eval_shape(build, jax.random.key(0))
+        template = eqx.filter_eval_shape(
+            lambda key: quantized_as(build(key), names), jax.random.key(0)
+        )
     except ValueError as error:  # the config has what this model cannot be made with
         raise CheckpointError(str(error)) from error
+    quantized = quantized and not is_quantized(template)
+    target = eqx.filter_eval_shape(quantize, template) if quantized else template
     if mesh is not None:
-        template = shard(template, mesh, layout=layout)
+        target = shard(target, mesh, layout=layout)
+    if not quantized:
+        template = target
     found = match(template, tensors, ignore_mismatched_sizes=ignore_mismatched_sizes)
     name = type(template).__name__
     if found.problems:
@@ -122,26 +134,46 @@ def load_weights(
             f"{listed(found.unused)}.",
             stacklevel=2,
         )
-    leaves, stored = found.leaves, found.stored
+    leaves, stored, wanted = found.leaves, found.stored, weights(target)
     dtype = _floating_dtype(dtype)
     drawn = _draw(build, found.lacking, dtype or _usual_dtype(stored), key)
-    arrays: dict[str, Any] = dict(drawn)
+    arrays = dict[str, Any]()
+
+    def keep(name: str, array: Any) -> None:
+        rounded = _in_8_bits(name, array, leaves[name], wanted)
+        new = {name: array} if rounded is None else rounded
+        arrays.update({x: _placed(new[x], wanted[x].value) for x in new})
+
     # The largest first, while there is least else in memory.
     for name in sorted(stored, key=lambda name: stored[name].nbytes, reverse=True):
-        arrays[name] = from_tensor(name, stored[name], leaves[name], dtype)
+        array = from_tensor(name, stored[name], leaves[name], dtype)
         shape = leaves[name].value.shape
-        if arrays[name].shape != shape:
-            arrays[name] = fit_entries(name, arrays[name], shape, drawn.get(name))
-    for name in leaves.keys() - arrays.keys():
+        if array.shape != shape:
+            array = fit_entries(name, array, shape, drawn.get(name))
+        keep(name, array)
+        del array
+    for name in leaves.keys() - stored.keys():
         zeros = jnp.zeros(leaves[name].value.shape, dtype or _usual_dtype(stored))
-        arrays[name] = _as_leaf(leaves[name].value, zeros)
-    arrays = {name: _placed(array, leaves[name].value) for name, array in arrays.items()}
-    values = [arrays.get(canonical(x.name), x.value) for x in named_leaves(template)]
-    return jtu.tree_unflatten(jtu.tree_structure(template, is_leaf=is_weight), values)
+        keep(name, drawn.get(name, _as_leaf(leaves[name].value, zeros)))
+    values = [arrays.get(canonical(x.name), x.value) for x in named_leaves(target)]
+    return jtu.tree_unflatten(jtu.tree_structure(target, is_leaf=is_weight), values)
+
+
+def _in_8_bits(
+    name: str, array: Any, leaf: Leaf, wanted: Container[str]
+) -> dict[str, Array] | None:
+    """The weight of this name as integers and their scales, if these are `wanted`."""
+    part, _, field = name.rpartition(".")
+    if field != "weight" or f"{part}.qweight" not in wanted:
+        return None
+    rows = array.T if leaf.is_transposed else array
+    qweight, scales = int8_rows(rows)
+    return {f"{part}.qweight": qweight, f"{part}.scales": scales}
 
 
 def _usual_dtype(stored: Mapping[str, StoredTensor]) -> Any:
-    return next((tensor.dtype for tensor in stored.values()), jnp.float32)
+    dtypes = (tensor.dtype for tensor in stored.values())
+    return next((x for x in dtypes if jnp.issubdtype(x, jnp.floating)), jnp.float32)
 
 
 def _floating_dtype(dtype: Any) -> Any:
@@ -178,11 +210,15 @@ def _draw(
 def from_tensor(name: str, tensor: StoredTensor, leaf: Leaf, dtype: Any) -> Any:
     """`tensor` as this leaf of a model; `name` is the canonical one.
 
-    **Raises** `CheckpointError` if it is not of floats, or needs JAX's 64-bit mode.
+    **Raises** `CheckpointError` if it is not of floats, or, where the model has these, of
+    8-bit integers; or if it needs JAX's 64-bit mode.
     """
-    dtype = dtype or tensor.dtype
-    if not jnp.issubdtype(tensor.dtype, jnp.floating):
-        raise CheckpointError(f"{name} is stored as {tensor.dtype}, not as floats.")
+    is_int8 = getattr(leaf.value, "dtype", None) == jnp.int8
+    expected = jnp.int8 if is_int8 else jnp.floating
+    if not jnp.issubdtype(tensor.dtype, expected):
+        what = "8-bit integers" if is_int8 else "floats"
+        raise CheckpointError(f"{name} is stored as {tensor.dtype}, not as {what}.")
+    dtype = tensor.dtype if is_int8 or dtype is None else dtype
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise CheckpointError(
             f"Weights of {dtype} need JAX's 64-bit mode: enable jax_enable_x64, or pass "

@@ -11,7 +11,8 @@ and without what PyTorch's wrappers put into the middle of names.
 import dataclasses
 import enum
 import re
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.tree_util as jtu
@@ -19,6 +20,10 @@ import numpy as np
 
 from ..nn.stored import AbstractStored, is_inlined, is_transposed
 from ..nn.tree import along
+
+
+ModelT = TypeVar("ModelT")
+PartT = TypeVar("PartT")
 
 
 class Absent(enum.Enum):
@@ -51,15 +56,17 @@ class Rule:
 
 
 _STACK = r"(encoder|decoder)\."
+_LINEAR = r"(weight|bias|qweight|scales|smoothing)"
 
 WEIGHT_MAP = (
     Rule(r"shared\.weight", entries=Entries.TOKENS),
     Rule(_STACK + r"embed_tokens\.weight", entries=Entries.TOKENS),
+    Rule(rf"(shared|{_STACK}embed_tokens)\.(qweight|scales)"),
     Rule(_STACK + r"embed_positions\.weight", entries=Entries.POSITIONS),
     Rule(_STACK + r"layernorm_embedding\.(weight|bias)"),
-    Rule(_STACK + r"layers\.\d+\.(self|encoder)_attn\.(q|k|v|out)_proj\.(weight|bias)"),
+    Rule(_STACK + r"layers\.\d+\.(self|encoder)_attn\.(q|k|v|out)_proj\." + _LINEAR),
     Rule(_STACK + r"layers\.\d+\.(self_attn|encoder_attn|final)_layer_norm\.(weight|bias)"),
-    Rule(_STACK + r"layers\.\d+\.fc[12]\.(weight|bias)"),
+    Rule(_STACK + r"layers\.\d+\.fc[12]\." + _LINEAR),
     Rule(r"lm_head\.weight", Absent.DRAWN, Entries.TOKENS, axis=1),
     Rule(r"final_logits_bias", Absent.ZEROS, Entries.TOKENS, axis=1),
 )
@@ -178,6 +185,48 @@ def is_weight(leaf: Any) -> bool:
 def name_of(model: Any, path: tuple[Any, ...]) -> str:
     """PyTorch's name for what is at `path` in `model`, a path of `jax.tree_util`."""
     return _named(model, path, None).name
+
+
+def named_parts(
+    model: Any, kind: type[PartT] | tuple[type[PartT], ...]
+) -> dict[str, PartT]:
+    """The outermost modules of a kind in `model`, by PyTorch's names for them."""
+    parts = jtu.tree_leaves_with_path(model, is_leaf=lambda x: isinstance(x, kind))
+    return {name_of(model, path): x for path, x in parts if isinstance(x, kind)}
+
+
+def map_parts(
+    change: Callable[[str, Any], Any], model: ModelT, kind: type | tuple[type, ...]
+) -> ModelT:
+    """`model` with each of its `named_parts` changed."""
+
+    def changed(path: Any, leaf: Any) -> Any:
+        return change(name_of(model, path), leaf) if isinstance(leaf, kind) else leaf
+
+    return jtu.tree_map_with_path(changed, model, is_leaf=lambda x: isinstance(x, kind))
+
+
+def fitting(names: Iterable[str], targets: str | Sequence[str], what: str) -> set[str]:
+    """The names that a regular expression matches in full; or those that end in one of
+    several targets, such as `"q_proj"` or `"layers.0.fc1"`.
+
+    **Raises** `ValueError` if a target fits none: `what` they are names of.
+    """
+    names = set(names)
+    if isinstance(targets, str):
+        found = {targets: {name for name in names if re.fullmatch(targets, name)}}
+    else:
+        found = {t: {name for name in names if ends_with(name, t)} for t in targets}
+    unfit = [target for target, fit in found.items() if not fit]
+    if unfit or not found:
+        known = sorted({name.rpartition(".")[2] for name in names})
+        raise ValueError(f"No {what} fits the targets {unfit}; their names end in {known}.")
+    return set[str]().union(*found.values())
+
+
+def ends_with(name: str, end: str) -> bool:
+    """Whether `end` is the last part, or parts, of a dotted name."""
+    return f".{name}".endswith(f".{end}")
 
 
 def _named(model: Any, path: tuple[Any, ...], leaf: Any) -> Leaf:

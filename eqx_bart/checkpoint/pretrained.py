@@ -20,7 +20,7 @@ from ..config import (
 )
 from ..explained import hash_of
 from ..files.errors import CheckpointError
-from ..files.formats import find_weights, Weights
+from ..files.formats import find_weights, INT8, SAFETENSORS, Weights
 from ..files.hub import HubOptions, locate, split_options
 from ..files.json_files import read_json, write_json
 from ..files.tensors import StoredTensor
@@ -30,7 +30,8 @@ from ..nn.processes import check_same, own_bytes, spans_processes, together
 from ..sharding import Layout, NO_LAYOUT
 from .architecture import differences, library_class, overrides, unstorable
 from .loading import load_weights, to_tensors, writing
-from .names import is_label_head
+from .names import is_label_head, weights
+from .quantization import is_quantized, quantized_as
 from .resizing import resize_positions, resize_vocabulary
 
 
@@ -46,6 +47,7 @@ _OPTIONS = {
     "ignore_mismatched_sizes",
     "layout",
     "mesh",
+    "quantize",
     *HubOptions.__annotations__,
 }
 
@@ -84,6 +86,7 @@ class PretrainedModel(eqx.Module):
         dtype: Any = None,
         key: PRNGKeyArray | None = None,
         ignore_mismatched_sizes: bool = False,
+        quantize: str | None = None,
         mesh: Mesh | None = None,
         layout: Layout = NO_LAYOUT,
         **options: Any,
@@ -103,6 +106,9 @@ class PretrainedModel(eqx.Module):
         - `ignore_mismatched_sizes`: if the config has another number of tokens or
             positions than the checkpoint, keep those that both have and draw the others; if
             it has another head, draw that. By default, these are errors.
+        - `quantize`: `"int8"` for a model in 8 bits, as `eqx_bart.quantize` makes it, of
+            which no more than one tensor is ever in memory in floats. One that is saved in
+            8 bits is read so in any case.
         - `mesh`, `layout`: where the model goes, as `shard` has it; by default to JAX's
             default device. Of safetensors, each process reads only what its devices hold.
         - `options`: for the hub `revision`, `token`, `cache_dir` and `local_files_only`,
@@ -115,9 +121,12 @@ class PretrainedModel(eqx.Module):
         **Raises** `CheckpointError` if a file is malformed, if the hub does not provide it,
         or if tensors are missing, unexpected or of another shape than the config says,
         naming them; `FileNotFoundError` if there is no config; `TypeError` if there is no
-        such option. With more than one process, in all of them if in one; and `ValueError`
-        if they have read different checkpoints.
+        such option; `ValueError` if `quantize` is something else. With more than one
+        process, in all of them if in one; and `ValueError` if they have read different
+        checkpoints.
         """
+        if quantize not in (None, "int8"):
+            raise ValueError(f"quantize must be 'int8', or None; it is {quantize!r}.")
         is_shared = mesh is not None and spans_processes(mesh)
         with together("Loading", is_shared=is_shared):
             hub, overrides = split_options(options)
@@ -145,6 +154,7 @@ class PretrainedModel(eqx.Module):
                 dtype=config.dtype if dtype is None else dtype,
                 key=key,
                 ignore_mismatched_sizes=ignore_mismatched_sizes,
+                quantized=quantize is not None,
                 mesh=mesh,
                 layout=layout,
             )
@@ -268,8 +278,8 @@ class PretrainedModel(eqx.Module):
         tensors = to_tensors(self)
         parameters = jax.tree.leaves(eqx.filter(self, eqx.is_inexact_array))
         values = config.to_dict() | architecture
-        values["dtype"] = str(next(iter(tensors.values())).dtype)
-        shards = Shards.of(tensors, limit)
+        values["dtype"] = str(jax.tree.leaves(parameters)[0].dtype)
+        shards = Shards.of(tensors, limit, INT8 if is_quantized(self) else SAFETENSORS)
         with writing(self, shards.tensors) as is_writer:
             if not is_writer:
                 return
@@ -302,7 +312,17 @@ class PretrainedModel(eqx.Module):
         **Raises** `ValueError` if the class does not build this model.
         """
         cls = type(self)
-        differ = differences(self, _template(cls, config, self._settings()))
+        names = weights(self).keys()
+
+        def template(cls: Any) -> Any:
+            """The shapes of a model of this class."""
+
+            def build(key: PRNGKeyArray) -> Any:
+                return quantized_as(cls(config, key=key, **self._settings()), names)
+
+            return eqx.filter_eval_shape(build, jax.random.key(0))
+
+        differ = differences(self, template(cls))
         if differ:
             raise ValueError(
                 f"{cls.__name__} with this config is another model, so that what is saved "
@@ -312,7 +332,7 @@ class PretrainedModel(eqx.Module):
         base = library_class(cls)
         if base is None or overrides(cls, base):
             return {"architectures": [cls.__name__], "model_type": CUSTOM_MODEL_TYPE}
-        if cls is base or not differences(self, _template(base, config, self._settings())):
+        if cls is base or not differences(self, template(base)):
             return {"architectures": [base.__name__], "model_type": MODEL_TYPE}
         return {"architectures": [cls.__name__], "model_type": CUSTOM_MODEL_TYPE}
 
@@ -324,15 +344,6 @@ def replace_parts(model: Model, kind: type, new: Any) -> Model:
         return isinstance(part, kind)
 
     return jax.tree.map(lambda x: new if is_part(x) else x, model, is_leaf=is_part)
-
-
-def _template(cls: Any, config: BartConfig, settings: dict[str, Any]) -> Any:
-    """The shapes of a model of this class and config."""
-
-    def build(key: PRNGKeyArray) -> Any:
-        return cls(config, key=key, **settings)
-
-    return eqx.filter_eval_shape(build, jax.random.key(0))
 
 
 def read_config(

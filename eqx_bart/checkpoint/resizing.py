@@ -17,6 +17,7 @@ from ..nn.embedding import (
 )
 from ..nn.stored import AbstractStored
 from .names import canonical, Entries, is_weight, name_of, rule_for
+from .quantization import is_quantized
 
 
 Model = TypeVar("Model", bound=eqx.Module)
@@ -24,7 +25,15 @@ Model = TypeVar("Model", bound=eqx.Module)
 
 def resize_vocabulary(model: Model, config: BartConfig, key: PRNGKeyArray | None) -> Model:
     """`model` with as many tokens as `config` has. New ones are drawn from `key` or,
-    without one, the mean of the others; see `PretrainedModel.resize_token_embeddings`."""
+    without one, the mean of the others; see `PretrainedModel.resize_token_embeddings`.
+
+    **Raises** `ValueError` if the model is in 8 bits.
+    """
+    if is_quantized(model):
+        raise ValueError(
+            "The vocabulary of a model in 8 bits has a fixed size: resize it, and then "
+            "quantize."
+        )
 
     def resized(path: Any, leaf: Any) -> Any:
         name = canonical(name_of(model, path))

@@ -18,6 +18,7 @@ from rich.table import Table
 from ..checkpoint.matching import match
 from ..checkpoint.names import canonical
 from ..checkpoint.pretrained import check_layers, read_config
+from ..checkpoint.quantization import quantized_as
 from ..config import BartConfig, DTYPES
 from ..files.formats import find_weights
 from ..files.hub import locate
@@ -77,6 +78,7 @@ def add_convert(commands: Any) -> None:
     add("source", metavar="SOURCE", help=_CHECKPOINT_HELP)
     add("destination", type=Path, metavar="DESTINATION", help="a directory")
     add("--dtype", choices=DTYPES, help="of the floats; by default as they would be loaded")
+    add("--quantize", choices=("int8",), help="weights in 8 bits, which HF does not read")
     add("--max-shard-size", default="50GB", metavar="SIZE", help="50GB by default")
     add("--overwrite", action="store_true", help="replace safetensors that are there")
 
@@ -98,7 +100,11 @@ def _about(checkpoint: str) -> dict[str, Any]:
     config, tensors = read_config(weights, {})
     cls = _model_class(config)
     check_layers(config, tensors)
-    found = match(eqx.filter_eval_shape(cls, config, key=jax.random.key(0)), tensors)
+    names = {canonical(name) for name in tensors}
+    template = eqx.filter_eval_shape(
+        lambda key: quantized_as(cls(config, key=key), names), jax.random.key(0)
+    )
+    found = match(template, tensors)
     parts: dict[tuple[str, str], list[Any]] = {}
     for name, tensor in tensors.items():
         part = _part(canonical(name.removeprefix(found.prefix)))
@@ -139,7 +145,7 @@ def _model_class(config: BartConfig) -> Any:
 
 
 def _part(name: str) -> str:
-    if re.fullmatch(r"shared\.weight|(encoder|decoder)\.embed_tokens\.weight", name):
+    if re.fullmatch(r"(shared|(encoder|decoder)\.embed_tokens)\.\w+", name):
         return "token embeddings"
     first = name.split(".", maxsplit=1)[0]
     return first if first in ("encoder", "decoder") else "head"
@@ -201,7 +207,7 @@ def _convert(args: argparse.Namespace) -> int:
     cls = _model_class(BartConfig.from_pretrained(find_weights(source).file.parent))
     with jax.enable_x64(True), progress_bar() as progress:  # noqa: FBT003
         task = progress.add_task("reading", total=3)
-        model = cls.from_pretrained(source, dtype=args.dtype)
+        model = cls.from_pretrained(source, dtype=args.dtype, quantize=args.quantize)
         progress.update(task, advance=1, description="writing")
         model.save_pretrained(args.destination, max_shard_size=args.max_shard_size)
         _keep_others(source, args.destination)

@@ -39,9 +39,16 @@ class Format:
         return self.weights + INDEX_SUFFIX
 
 
+SAFETENSORS = Format(
+    "safetensors", "model.safetensors", (".safetensors",), read_safetensors
+)
+#: With weights in 8 bits, which HF would take for something else, so that its name is not
+#: one that HF looks for.
+INT8 = Format("safetensors", "model.int8.safetensors", (), read_safetensors)
 #: In the order in which they are looked for.
 FORMATS = (
-    Format("safetensors", "model.safetensors", (".safetensors",), read_safetensors),
+    SAFETENSORS,
+    INT8,
     Format("PyTorch", "pytorch_model.bin", (".bin", ".pt", ".pth", ".ckpt"), read_pytorch),
     Format("Flax", "flax_model.msgpack", (".msgpack",), read_flax, flax_name),
 )

@@ -13,15 +13,13 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from .formats import INDEX_SUFFIX
+from .formats import Format, INDEX_SUFFIX, SAFETENSORS
 from .json_files import write_json
 from .safetensors import in_file_order, write_safetensors
 from .tensors import Tensor
 
 
 TensorT = TypeVar("TensorT", bound=Tensor)
-
-_WEIGHTS = "model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +47,8 @@ class Files:
 CHECKPOINT = Files(
     "config.json",
     re.compile(
-        r"(generation_)?config\.json|model(-\d{5,}-of-\d{5,})?\.safetensors|"
-        + re.escape(_WEIGHTS + INDEX_SUFFIX)
+        r"(generation_)?config\.json|model(-\d{5,}-of-\d{5,})?(\.int8)?\.safetensors|"
+        r"model(\.int8)?\.safetensors" + re.escape(INDEX_SUFFIX)
     ),
 )
 
@@ -84,14 +82,21 @@ class Shards(Generic[TensorT]):
     **Fields:**
 
     - `files`: the tensors of each file, by their names.
-    - `metadata`: what the index says about all of them.
+    - `index`: the name of the file that lists them.
+    - `metadata`: what that says about all of them.
     """
 
     files: Mapping[str, Mapping[str, TensorT]]
+    index: str
     metadata: Mapping[str, Any]
 
     @classmethod
-    def of(cls, tensors: Mapping[str, TensorT], max_shard_size: int) -> "Shards[TensorT]":
+    def of(
+        cls,
+        tensors: Mapping[str, TensorT],
+        max_shard_size: int,
+        format_: Format = SAFETENSORS,
+    ) -> "Shards[TensorT]":
         """One file, or shards as HF makes them. `max_shard_size` is in bytes; only a tensor
         that alone is larger has a larger file."""
         from huggingface_hub import split_state_dict_into_shards_factory
@@ -99,12 +104,14 @@ class Shards(Generic[TensorT]):
         found = split_state_dict_into_shards_factory(
             dict(tensors),
             get_storage_size=lambda tensor: tensor.nbytes,
-            filename_pattern="model{suffix}.safetensors",
+            filename_pattern=format_.weights.replace("model", "model{suffix}", 1),
             max_shard_size=max_shard_size,
         )
         files = found.filename_to_tensors
         return cls(
-            {file: {n: tensors[n] for n in files[file]} for file in files}, found.metadata
+            {file: {n: tensors[n] for n in files[file]} for file in files},
+            format_.index,
+            found.metadata,
         )
 
     @property
@@ -128,7 +135,7 @@ class Shards(Generic[TensorT]):
                     n: file for file, names in self.files.items() for n in names
                 },
             }
-            write_json(directory, _WEIGHTS + INDEX_SUFFIX, index)
+            write_json(directory, self.index, index)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from .buffer import Buffer
 from .cache import KeyValues
 from .dropout import LayerDrop, split_key
 from .embedding import (
+    AbstractEmbedding,
     AbstractPositionalEmbedding,
     Embedding,
     LearnedPositionalEmbedding,
@@ -30,6 +31,7 @@ from .layer import (
 )
 from .linear import AbstractLinear, Linear, LowRankLinear
 from .norm import LayerNorm
+from .quantized import Int8Embedding, Int8Linear
 from .stored import AbstractStored, AbstractUnstorable, INLINED, TRANSPOSED
 
 
@@ -37,6 +39,7 @@ __all__ = [
     "INLINED",
     "TRANSPOSED",
     "AbstractAttention",
+    "AbstractEmbedding",
     "AbstractFeedForward",
     "AbstractLayer",
     "AbstractLinear",
@@ -48,6 +51,8 @@ __all__ = [
     "Context",
     "Embedding",
     "FeedForward",
+    "Int8Embedding",
+    "Int8Linear",
     "KeyValues",
     "LayerDrop",
     "LayerNorm",

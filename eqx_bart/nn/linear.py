@@ -44,6 +44,17 @@ class Linear(AbstractLinear):
         self.weight = init_std * jax.random.normal(key, (d_in, d_out))
         self.bias = jnp.zeros_like(self.weight[0]) if use_bias else None
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(d_in, d_out)`."""
+        d_in, d_out = self.weight.shape
+        return d_in, d_out
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of the weight."""
+        return self.weight.dtype
+
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         return _linear(x, self.weight, self.bias)
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int8
 
 
 # Up to this many rows, `dot_transposed` puts the weight on the left; measured on CPUs.
@@ -41,6 +41,54 @@ def matmul(
 ) -> Float[Array, "*rows columns"]:
     """`x @ y` in float32 or better; `y` is one matrix, or one for each matrix of `x`."""
     return (_half_matmul if _is_half(x, y) else _full_matmul)(x, y)
+
+
+@jax.custom_jvp
+def int8_dot_transposed(
+    x: Float[Array, "*rows d_in"], weight: Int8[Array, "d_out d_in"]
+) -> Float[Array, "*rows d_out"]:
+    """`x @ weight.T` in float32 or better, of which each row of `x` is first rounded to 8
+    bits; see `rounded`. The derivative is that without rounding.
+
+    Sums of products of 8-bit integers are exact. XLA's CPU backend has fast ones over both
+    last axes, for two rows or more.
+    """
+    integers, scales = rounded(x)
+    sums = _with_rows(_integer_product, integers, weight)
+    return sums.astype(scales.dtype) * scales[..., None]
+
+
+@int8_dot_transposed.defjvp
+def _int8_dot_transposed_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Any]
+) -> tuple[Array, Array]:
+    x, weight = primals
+    dx, _ = tangents
+    return int8_dot_transposed(x, weight), _product_transposed(dx, weight.astype(dx.dtype))
+
+
+def rounded(
+    x: Float[Array, "*batch columns"],
+) -> tuple[Int8[Array, "*batch columns"], Float[Array, "*batch"]]:
+    """The rows of `x` as integers from -127 to 127, and a scale for each, in float32 or
+    better: their product is `x`, to half a scale in each entry. The scale of a row that is
+    not finite is not either."""
+    x = x.astype(at_least_float32(x))
+    scales = jnp.max(jnp.abs(x), axis=-1) / 127
+    return to_integers(x, scales), scales
+
+
+def to_integers(
+    x: Float[Array, "*batch columns"], scales: Float[Array, "*batch"]
+) -> Int8[Array, "*batch columns"]:
+    """`x` in units of these scales of its rows, rounded, from -127 to 127."""
+    units = x / jnp.where(scales == 0, 1, scales)[..., None]
+    return jnp.clip(jnp.round(units), -127, 127).astype(jnp.int8)
+
+
+def _integer_product(x: Int8[Array, "..."], y: Int8[Array, "..."]) -> Array:
+    dimensions = ((x.ndim - 1,), (y.ndim - 1,)), ((), ())
+    return jax.lax.dot_general(x, y, dimensions, preferred_element_type=jnp.int32)
 
 
 def _is_half(x: Array, y: Array) -> bool:
@@ -143,8 +191,8 @@ def _half_gradient(x: Array, y: Array, ndim: int) -> Array:
 
 def _with_rows(product: Callable[[Array, Array], Array], x: Array, y: Array) -> Array:
     """A product with one matrix, or matrix by matrix. XLA's CPU backend has no fast product
-    of one row in bfloat16, but one of two rows."""
-    if y.ndim > 2 or x.size != x.shape[-1] or x.dtype != jnp.bfloat16:
+    of one row in bfloat16 or in 8 bits, but one of two rows."""
+    if y.ndim > 2 or x.size != x.shape[-1] or x.dtype not in (jnp.bfloat16, jnp.int8):
         return product(x, y)
 
     def of_two(x: Array, y: Array) -> Array:
@@ -198,7 +246,7 @@ def _transposed_copy(x: Float[Array, "*rows columns"], axis: int) -> Array:
     return moved.reshape(*moved.shape[: axis + 1], math.prod(x.shape[axis:-1]))
 
 
-def at_least_float32(*arrays: Array) -> jnp.dtype:
+def at_least_float32(*arrays: Any) -> jnp.dtype:
     """The dtype to compute in: float32, or float64 if an array has it."""
     is_double = any(a.dtype == jnp.float64 for a in arrays)
     return jnp.dtype(jnp.float64 if is_double else jnp.float32)

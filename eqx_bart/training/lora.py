@@ -5,20 +5,19 @@ Source: Hu et al. 2021 (arXiv:2106.09685). Names are those of HF's PEFT, whose f
 `eqx_bart.training.peft` reads and writes.
 """
 
-import re
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray
 
-from ..checkpoint.names import name_of
+from ..checkpoint.names import fitting, map_parts, named_parts
 from ..nn.linear import AbstractLinear, Linear, LowRankLinear
 from ..nn.matmul import at_least_float32
+from ..nn.quantized import Int8Linear
 
 
 ModelT = TypeVar("ModelT", bound=eqx.Module)
@@ -47,8 +46,8 @@ def lora(
     - `alpha`: the scale; `rank` by default.
     - `key`: to draw `lora_A`.
 
-    **Raises** `ValueError` if the rank is less than 1, if a target fits nothing, or if
-    there are adapters already.
+    **Raises** `ValueError` if the rank is less than 1, if a target fits nothing or a linear
+    map of your own, or if there are adapters already.
 
     Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1; HF's PEFT.
     """
@@ -56,41 +55,49 @@ def lora(
         raise ValueError(f"The rank must be 1 or more; it is {rank}.")
     if has_adapters(model):
         raise ValueError("The model has adapters already: merge them with merge_lora.")
-    chosen = _chosen(list(linears(model)), targets)
+    chosen = fitting(linears(model), targets, "linear map inside the layers")
     scaling = (rank if alpha is None else alpha) / rank
 
     def adapted(name: str, linear: AbstractLinear) -> AbstractLinear:
         if name not in chosen:
             return linear
-        assert isinstance(linear, Linear)
-        d_in, d_out = linear.weight.shape
-        dtype = at_least_float32(linear.weight)
+        if not isinstance(linear, Linear | Int8Linear):
+            raise ValueError(
+                f"{name} is a {type(linear).__name__}, whose sizes are not known: an "
+                "adapter goes beside a Linear or an Int8Linear."
+            )
+        (d_in, d_out), dtype = linear.shape, at_least_float32(linear)
         own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
         bound = d_in**-0.5
         lora_a = jax.random.uniform(own_key, (d_in, rank), dtype, -bound, bound)
         return LowRankLinear(linear, lora_a, jnp.zeros((rank, d_out), dtype), scaling)
 
-    return map_linears(adapted, model)
+    return map_parts(adapted, model, AbstractLinear)
 
 
 def merge_lora(model: ModelT) -> ModelT:
     """`model` without adapters: they are added to the weights.
 
-    **Raises** `ValueError` if it has none.
+    **Raises** `ValueError` if it has none, or if they are beside weights in 8 bits.
     """
     if not has_adapters(model):
         raise ValueError("The model has no adapters to merge.")
 
-    def merged(_: str, linear: AbstractLinear) -> AbstractLinear:
+    def merged(name: str, linear: AbstractLinear) -> AbstractLinear:
         if not isinstance(linear, LowRankLinear):
             return linear
         product = jnp.matmul(linear.lora_A, linear.lora_B, precision="highest")
         base = linear.base_layer
-        assert isinstance(base, Linear)
+        if not isinstance(base, Linear):
+            raise ValueError(
+                f"{name} is a {type(base).__name__}, to whose weights nothing can be "
+                "added: save the adapters alone with save_lora, and merge them into the "
+                "model in float."
+            )
         weight = base.weight.astype(product.dtype) + linear.scaling * product
         return eqx.tree_at(lambda x: x.weight, base, weight.astype(base.weight.dtype))
 
-    return map_linears(merged, model)
+    return map_parts(merged, model, AbstractLinear)
 
 
 def has_adapters(model: eqx.Module) -> bool:
@@ -98,46 +105,7 @@ def has_adapters(model: eqx.Module) -> bool:
     return any(isinstance(linear, LowRankLinear) for linear in linears(model).values())
 
 
-def _chosen(names: Sequence[str], targets: str | Sequence[str]) -> set[str]:
-    """The names that `targets` fit; see `lora`."""
-    if isinstance(targets, str):
-        fitting = {targets: {name for name in names if re.fullmatch(targets, name)}}
-    else:
-        fitting = {t: {name for name in names if ends_with(name, t)} for t in targets}
-    unfit = [target for target, fit in fitting.items() if not fit]
-    if unfit or not fitting:
-        known = sorted({name.rpartition(".")[2] for name in names})
-        raise ValueError(
-            f"No linear map inside the layers fits the targets {unfit}; their names end in "
-            f"{known}."
-        )
-    return set[str]().union(*fitting.values())
-
-
-def ends_with(name: str, end: str) -> bool:
-    """Whether `end` is the last part, or parts, of a dotted name."""
-    return f".{name}".endswith(f".{end}")
-
-
 def linears(model: eqx.Module) -> dict[str, AbstractLinear]:
     """The linear maps inside the layers, by the names of HF's modules."""
-    leaves = jtu.tree_leaves_with_path(model, is_leaf=_is_linear)
-    named = {name_of(model, path): x for path, x in leaves if _is_linear(x)}
+    named = named_parts(model, AbstractLinear)
     return {name: x for name, x in named.items() if ".layers." in name}
-
-
-def map_linears(
-    change: Callable[[str, AbstractLinear], AbstractLinear], model: ModelT
-) -> ModelT:
-    """`model` with each of its `linears` changed."""
-    names = linears(model)
-
-    def changed(path: Any, leaf: Any) -> Any:
-        name = name_of(model, path)
-        return change(name, leaf) if _is_linear(leaf) and name in names else leaf
-
-    return jtu.tree_map_with_path(changed, model, is_leaf=_is_linear)
-
-
-def _is_linear(leaf: Any) -> bool:
-    return isinstance(leaf, AbstractLinear)

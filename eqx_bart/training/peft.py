@@ -13,16 +13,23 @@ from jaxtyping import Array
 
 from ..checkpoint.loading import from_tensor, to_tensors, writing
 from ..checkpoint.matching import laid_out
-from ..checkpoint.names import canonical, Leaf, name_of, named_leaves
+from ..checkpoint.names import (
+    canonical,
+    ends_with,
+    Leaf,
+    map_parts,
+    name_of,
+    named_leaves,
+)
 from ..files.errors import CheckpointError
 from ..files.formats import FORMATS
 from ..files.json_files import read_json, write_json
 from ..files.safetensors import in_file_order, write_safetensors
 from ..files.tensors import StoredTensor
 from ..files.writing import Files, replacing
-from ..nn.linear import Linear, LowRankLinear
+from ..nn.linear import AbstractLinear, Linear, LowRankLinear
 from ..nn.processes import on_host
-from .lora import ends_with, has_adapters, linears, map_linears
+from .lora import has_adapters, linears
 
 
 ModelT = TypeVar("ModelT", bound=eqx.Module)
@@ -147,7 +154,7 @@ def load_lora(model: ModelT, directory: str | Path) -> ModelT:
             adapters[name] = _adapter(config, name, linear, a, b)
         elif a is not None or b is not None:
             raise CheckpointError(f"{directory}: {name} has half of an adapter.")
-    model = map_linears(lambda name, linear: adapters.get(name) or linear, model)
+    model = map_parts(lambda name, x: adapters.get(name) or x, model, AbstractLinear)
     return _with_heads(model, tensors)
 
 

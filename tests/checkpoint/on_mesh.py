@@ -19,6 +19,7 @@ import eqx_bart as eb
 
 
 DIRECTORY = pathlib.Path(sys.argv[1])
+MODEL = eb.BartForConditionalGeneration
 MESHES = ("fsdp=4", "tensor=4", "data=2,fsdp=2,tensor=2")
 CONFIG = eb.BartConfig(
     vocab_size=52,
@@ -35,7 +36,7 @@ CONFIG = eb.BartConfig(
 
 
 def saved(name, **options):
-    model = eb.BartForConditionalGeneration(CONFIG, key=jax.random.key(0))
+    model = MODEL(CONFIG, key=jax.random.key(0))
     model.save_pretrained(DIRECTORY / name, **options)
     return DIRECTORY / name
 
@@ -59,7 +60,7 @@ def assert_same(found, expected):
             assert np.array_equal(x, y)
 
 
-def check(directory, mesh, model=eb.BartForConditionalGeneration, **options):
+def check(directory, mesh, model=MODEL, **options):
     expected = eb.shard(model.from_pretrained(directory, **options), mesh)
     assert_same(model.from_pretrained(directory, mesh=mesh, **options), expected)
     return expected
@@ -78,6 +79,10 @@ for types in ("explicit", "automatic"):
         for directory in CHECKPOINTS:
             model = check(directory, mesh)
         check(whole, mesh, dtype="bfloat16")
+        expected = eb.shard(eb.quantize(MODEL.from_pretrained(whole)), mesh)
+        assert_same(MODEL.from_pretrained(whole, mesh=mesh, quantize="int8"), expected)
+        expected.save_pretrained(DIRECTORY / "int8")
+        check(DIRECTORY / "int8", mesh)
         model.save_pretrained(DIRECTORY / "again")
         again = (DIRECTORY / "again" / "model.safetensors").read_bytes()
         assert again == (whole / "model.safetensors").read_bytes()

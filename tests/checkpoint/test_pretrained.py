@@ -100,7 +100,8 @@ def test_every_rule_has_an_array(config):
     used = set()
     for cls in CLASSES.values():
         model = eqx.filter_eval_shape(cls, config, key=jax.random.key(0))
-        used |= {rule_for(canonical(path)) for path in _paths(model)}
+        for form in (model, eqx.filter_eval_shape(eb.quantize, model)):
+            used |= {rule_for(canonical(path)) for path in _paths(form)}
     assert used == {*WEIGHT_MAP, OTHER}
     assert rule_for("encoder.layers.0.fc3.weight") is OTHER
 

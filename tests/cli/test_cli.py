@@ -465,3 +465,16 @@ def test_convert(dtype, capsys, tmp_path):
     arguments[arguments.index("2MB")] = "three"
     assert main([*arguments, "--overwrite"]) == 1
     assert "max_shard_size must be" in capsys.readouterr().err
+
+
+def test_convert_to_8_bits(capsys, tmp_path):
+    arguments = ["convert", str(eb.BUILTIN_MODEL), str(tmp_path), "--quantize", "int8"]
+    assert main(arguments) == 0
+    assert "read back and the same" in capsys.readouterr().out
+    assert main(["info", "--json", str(tmp_path)]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["problems"] == about["new weights"] == about["unused"] == []
+    parts = {(part["part"], part["dtype"]): part["bytes"] for part in about["parts"]}
+    assert parts["token embeddings", "int8"] == 19_584
+    assert main(["generate", "--model", str(tmp_path), "transformer"]) == 0
+    assert capsys.readouterr().out == "transformer\tT R AE0 N S F AO1 R M ER0\n"
