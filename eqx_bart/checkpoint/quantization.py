@@ -14,7 +14,7 @@ from jaxtyping import Array
 from ..nn.embedding import Embedding
 from ..nn.linear import AbstractLinear, Linear, LowRankLinear
 from ..nn.quantized import Int8Embedding, Int8Linear
-from .names import canonical, fitting, map_parts, named_parts
+from .names import canonical, ends_with, fitting, map_parts, named_parts
 
 
 ModelT = TypeVar("ModelT", bound=eqx.Module)
@@ -59,7 +59,8 @@ def quantize(
             "The model has adapters: add them to the weights first, with merge_lora; or "
             "quantize first and then put them beside, with lora."
         )
-    names = {name for name in named_parts(model, _IN_FLOATS) if not _is_classifier(name)}
+    parts = named_parts(model, _IN_FLOATS)
+    names = {name for name, part in parts.items() if _is_quantized(name, part)}
     if keep:
         names -= fitting(names, keep, "linear map or table of tokens")
     largest = {} if calibrate is None else _largest_inputs(model, names, calibrate)
@@ -97,12 +98,10 @@ def quantized_as(model: ModelT, names: Collection[str]) -> ModelT:
     return map_parts(changed, model, _IN_FLOATS)
 
 
-def _is_classifier(name: str) -> bool:
-    """Whether a linear map is none of a layer, nor a language-modelling head."""
-    return ".layers." not in f".{name}" and name.split(".", maxsplit=1)[0] in (
-        "classification_head",
-        "qa_outputs",
-    )
+def _is_quantized(name: str, part: Linear | Embedding) -> bool:
+    """Whether `quantize` changes a part: not the head of a classifier, nor one's own."""
+    is_table = isinstance(part, Embedding)
+    return is_table or ".layers." in name or ends_with(name, "lm_head")
 
 
 def _smoothing(linear: Linear, largest: Array, strength: float) -> Array:

@@ -246,7 +246,7 @@ def _transposed_copy(x: Float[Array, "*rows columns"], axis: int) -> Array:
     return moved.reshape(*moved.shape[: axis + 1], math.prod(x.shape[axis:-1]))
 
 
-def at_least_float32(*arrays: Any) -> jnp.dtype:
+def at_least_float32(*arrays: Array) -> jnp.dtype:
     """The dtype to compute in: float32, or float64 if an array has it."""
     is_double = any(a.dtype == jnp.float64 for a in arrays)
     return jnp.dtype(jnp.float64 if is_double else jnp.float32)

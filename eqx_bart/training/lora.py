@@ -16,7 +16,6 @@ from jaxtyping import PRNGKeyArray
 
 from ..checkpoint.names import fitting, map_parts, named_parts
 from ..nn.linear import AbstractLinear, Linear, LowRankLinear
-from ..nn.matmul import at_least_float32
 from ..nn.quantized import Int8Linear
 
 
@@ -61,12 +60,9 @@ def lora(
     def adapted(name: str, linear: AbstractLinear) -> AbstractLinear:
         if name not in chosen:
             return linear
-        if not isinstance(linear, Linear | Int8Linear):
-            raise ValueError(
-                f"{name} is a {type(linear).__name__}, whose sizes are not known: an "
-                "adapter goes beside a Linear or an Int8Linear."
-            )
-        (d_in, d_out), dtype = linear.shape, at_least_float32(linear)
+        linear = adaptable(name, linear)
+        d_in, d_out = linear.shape
+        dtype = jnp.promote_types(linear.dtype, jnp.float32)
         own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
         bound = d_in**-0.5
         lora_a = jax.random.uniform(own_key, (d_in, rank), dtype, -bound, bound)
@@ -103,6 +99,19 @@ def merge_lora(model: ModelT) -> ModelT:
 def has_adapters(model: eqx.Module) -> bool:
     """Whether `model` has adapters."""
     return any(isinstance(linear, LowRankLinear) for linear in linears(model).values())
+
+
+def adaptable(name: str, linear: AbstractLinear) -> Linear | Int8Linear:
+    """`linear`, if an adapter can go beside it.
+
+    **Raises** `ValueError` if it is one of the user's own.
+    """
+    if not isinstance(linear, Linear | Int8Linear):
+        raise ValueError(
+            f"{name} is a {type(linear).__name__}, whose sizes are not known: an adapter "
+            "goes beside a Linear or an Int8Linear."
+        )
+    return linear
 
 
 def linears(model: eqx.Module) -> dict[str, AbstractLinear]:

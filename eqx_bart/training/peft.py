@@ -29,7 +29,8 @@ from ..files.tensors import StoredTensor
 from ..files.writing import Files, replacing
 from ..nn.linear import AbstractLinear, Linear, LowRankLinear
 from ..nn.processes import on_host
-from .lora import has_adapters, linears
+from ..nn.quantized import Int8Linear
+from .lora import adaptable, has_adapters, linears
 
 
 ModelT = TypeVar("ModelT", bound=eqx.Module)
@@ -133,9 +134,10 @@ def load_lora(model: ModelT, directory: str | Path) -> ModelT:
     become adapters of twice the rank beside the whole weights, which compute the same. A
     dropout that PEFT has before its adapters is left out.
 
-    **Raises** `ValueError` if the model has adapters already, `FileNotFoundError` if there
-    is no config, `CheckpointError` if a file is malformed, does not fit the model, or has
-    a setting that is not known to be harmless.
+    **Raises** `ValueError` if the model has adapters already, or a linear map of the user's
+    own where one belongs; `FileNotFoundError` if there is no config; `CheckpointError` if a
+    file is malformed, does not fit the model, or has a setting that is not known to be
+    harmless.
 
     Source: HF's PEFT; Meng et al. 2024 (arXiv:2404.02948) for PiSSA, Büyükakyüz 2024
     (arXiv:2406.01775) for OLoRA.
@@ -148,10 +150,9 @@ def load_lora(model: ModelT, directory: str | Path) -> ModelT:
     tensors = _read(directory)
     adapters: dict[str, LowRankLinear] = {}
     for name, linear in linears(model).items():
-        assert isinstance(linear, Linear)
         a, b = (tensors.pop(f"{name}.lora_{x}", None) for x in "AB")
         if a is not None and b is not None:
-            adapters[name] = _adapter(config, name, linear, a, b)
+            adapters[name] = _adapter(config, name, adaptable(name, linear), a, b)
         elif a is not None or b is not None:
             raise CheckpointError(f"{directory}: {name} has half of an adapter.")
     model = map_parts(lambda name, x: adapters.get(name) or x, model, AbstractLinear)
@@ -218,10 +219,14 @@ def _read(directory: Path) -> dict[str, StoredTensor]:
 
 
 def _adapter(
-    config: Mapping[str, Any], name: str, linear: Linear, a: StoredTensor, b: StoredTensor
+    config: Mapping[str, Any],
+    name: str,
+    linear: Linear | Int8Linear,
+    a: StoredTensor,
+    b: StoredTensor,
 ) -> LowRankLinear:
     """The adapter of the linear map of this name."""
-    d_in, d_out = linear.weight.shape
+    d_in, d_out = linear.shape
     rank = a.shape[0] if a.shape else 0
     if rank < 1 or a.shape != (rank, d_in) or b.shape != (d_out, rank):
         raise CheckpointError(
@@ -235,6 +240,11 @@ def _adapter(
     scaling = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     init = config.get("init_lora_weights")
     if init in _RESIDUAL_INITS:
+        if not isinstance(linear, Linear):
+            raise CheckpointError(
+                f"An adapter that began as {init!r} calls for the weights of {name} in "
+                "floats, and the model has them in 8 bits."
+            )
         first_a, first_b = _first_adapter(init, linear, rank, scaling)
         lora_a = _joined(lora_a, first_a, axis=1)
         lora_b = _joined(lora_b, -first_b, axis=0)

@@ -1,5 +1,7 @@
 """Models in 8 bits: what is, what stays in floats, and how they are stored."""
 
+import json
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -170,6 +172,37 @@ def test_adapters_are_trained_beside_it(model, getkey):
     assert value < 0.9 * first
     with pytest.raises(ValueError, match="is a Int8Linear"):
         eb.merge_lora(adapted)
+
+
+def test_adapters_are_saved_and_put_beside_either_form(model, getkey, tmp_path):
+    quantized = eb.quantize(model)
+    adapted = eb.lora(quantized, 4, ("q_proj", "fc1"), key=getkey())
+    eb.save_lora(adapted, tmp_path)
+    assert_same(eb.load_lora(quantized, tmp_path), adapted)
+    floats = eb.load_lora(model, tmp_path)
+    assert in_floats(eb.merge_lora(floats)) == in_floats(model)
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"init_lora_weights": "olora"}))
+    with pytest.raises(eb.CheckpointError, match="has them in 8 bits"):
+        eb.load_lora(quantized, tmp_path)
+
+
+class Gated(eb.models.AbstractLMHead):
+    """A head of one's own with a linear map."""
+
+    gate: eb.nn.Linear
+    needs_attentions = False
+
+    def __call__(self, decoded, source, projection):
+        logits = projection(decoded.last_hidden_state)
+        return logits * jax.nn.sigmoid(self.gate(decoded.last_hidden_state))
+
+
+def test_a_head_of_ones_own_stays(model, getkey):
+    head = Gated(eb.nn.Linear(24, 1, init_std=0.3, key=getkey()))
+    model = eqx.tree_at(lambda x: x.head, model, head, is_leaf=lambda x: x is None)
+    assert in_floats(eb.quantize(model)) == {"head.gate"}
 
 
 @pytest.mark.parametrize(
