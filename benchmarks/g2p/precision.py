@@ -5,8 +5,7 @@ python benchmarks/g2p/precision.py [--words 1500] [--num-beams 4]
 
 import argparse
 
-import numpy as np
-from data import PAD, split, Words
+from data import PAD, pad, split, Words
 from evaluate import edit_distance, error_rates, predict
 
 import eqx_bart as eb
@@ -17,10 +16,7 @@ def models() -> dict[str, eb.BartForConditionalGeneration]:
     load = eb.BartForConditionalGeneration.from_pretrained
     model = load(eb.BUILTIN_MODEL)
     pairs = split()["validation"].pairs()[:512]
-    width = max(len(source) for source, _ in pairs), max(len(x) for _, x in pairs)
-    source, target = (np.full((len(pairs), size), PAD) for size in width)
-    for i, pair in enumerate(pairs):
-        source[i, : len(pair[0])], target[i, : len(pair[1])] = pair
+    source, target = (pad(list(rows), 32) for rows in zip(*pairs, strict=True))
 
     def calibrate(model: eb.BartForConditionalGeneration) -> None:
         model(source, source != PAD, decoder_input_ids=target)

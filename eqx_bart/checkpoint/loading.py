@@ -140,8 +140,7 @@ def load_weights(
     arrays = dict[str, Any]()
 
     def keep(name: str, array: Any) -> None:
-        rounded = _in_8_bits(name, array, leaves[name], wanted)
-        new = {name: array} if rounded is None else rounded
+        new = _as_wanted(name, array, leaves[name], wanted)
         arrays.update({x: _placed(new[x], wanted[x].value) for x in new})
 
     # The largest first, while there is least else in memory.
@@ -159,13 +158,11 @@ def load_weights(
     return jtu.tree_unflatten(jtu.tree_structure(target, is_leaf=is_weight), values)
 
 
-def _in_8_bits(
-    name: str, array: Any, leaf: Leaf, wanted: Container[str]
-) -> dict[str, Array] | None:
-    """The weight of this name as integers and their scales, if these are `wanted`."""
+def _as_wanted(name: str, array: Any, leaf: Leaf, wanted: Container[str]) -> dict[str, Any]:
+    """The array of this name; or integers and their scales, if these are `wanted`."""
     part, _, field = name.rpartition(".")
     if field != "weight" or f"{part}.qweight" not in wanted:
-        return None
+        return {name: array}
     rows = array.T if leaf.is_transposed else array
     qweight, scales = int8_rows(rows)
     return {f"{part}.qweight": qweight, f"{part}.scales": scales}

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TYPE_CHECKING, TypeVar
 
@@ -30,7 +30,7 @@ from ..nn.processes import check_same, own_bytes, spans_processes, together
 from ..sharding import Layout, NO_LAYOUT
 from .architecture import differences, library_class, overrides, unstorable
 from .loading import load_weights, to_tensors, writing
-from .names import is_label_head, weights
+from .names import is_label_head, map_parts, weights
 from .quantization import is_quantized, quantized_as
 from .resizing import resize_positions, resize_vocabulary
 
@@ -311,18 +311,8 @@ class PretrainedModel(eqx.Module):
 
         **Raises** `ValueError` if the class does not build this model.
         """
-        cls = type(self)
-        names = weights(self).keys()
-
-        def template(cls: Any) -> Any:
-            """The shapes of a model of this class."""
-
-            def build(key: PRNGKeyArray) -> Any:
-                return quantized_as(cls(config, key=key, **self._settings()), names)
-
-            return eqx.filter_eval_shape(build, jax.random.key(0))
-
-        differ = differences(self, template(cls))
+        cls, names = type(self), weights(self).keys()
+        differ = differences(self, _template(cls, config, self._settings(), names))
         if differ:
             raise ValueError(
                 f"{cls.__name__} with this config is another model, so that what is saved "
@@ -332,18 +322,26 @@ class PretrainedModel(eqx.Module):
         base = library_class(cls)
         if base is None or overrides(cls, base):
             return {"architectures": [cls.__name__], "model_type": CUSTOM_MODEL_TYPE}
-        if cls is base or not differences(self, template(base)):
+        template = _template(base, config, self._settings(), names)
+        if cls is base or not differences(self, template):
             return {"architectures": [base.__name__], "model_type": MODEL_TYPE}
         return {"architectures": [cls.__name__], "model_type": CUSTOM_MODEL_TYPE}
 
 
 def replace_parts(model: Model, kind: type, new: Any) -> Model:
     """`model` with `new` in place of every part of this kind."""
+    return map_parts(lambda *_: new, model, kind)
 
-    def is_part(part: Any) -> bool:
-        return isinstance(part, kind)
 
-    return jax.tree.map(lambda x: new if is_part(x) else x, model, is_leaf=is_part)
+def _template(
+    cls: Any, config: BartConfig, settings: dict[str, Any], names: Collection[str]
+) -> Any:
+    """The shapes of a model of this class and config, with what has these names."""
+
+    def build(key: PRNGKeyArray) -> Any:
+        return quantized_as(cls(config, key=key, **settings), names)
+
+    return eqx.filter_eval_shape(build, jax.random.key(0))
 
 
 def read_config(

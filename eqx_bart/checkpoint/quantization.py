@@ -64,15 +64,13 @@ def quantize(
     if keep:
         names -= fitting(names, keep, "linear map or table of tokens")
     largest = {} if calibrate is None else _largest_inputs(model, names, calibrate)
+    factors = {
+        name: _smoothing(parts[name].weight, x, migration_strength)
+        for name, x in largest.items()
+    }
 
     def changed(name: str, part: Linear | Embedding) -> Any:
-        if name not in names:
-            return part
-        if isinstance(part, Embedding):
-            return Int8Embedding(part)
-        if name not in largest:
-            return Int8Linear(part)
-        return Int8Linear(part, _smoothing(part, largest[name], migration_strength))
+        return _in_8_bits(part, factors.get(name)) if name in names else part
 
     return map_parts(changed, model, _IN_FLOATS)
 
@@ -90,12 +88,16 @@ def quantized_as(model: ModelT, names: Collection[str]) -> ModelT:
         name = canonical(name)
         if f"{name}.qweight" not in names:
             return part
-        if isinstance(part, Embedding):
-            return Int8Embedding(part)
         is_smoothed = f"{name}.smoothing" in names
-        return Int8Linear(part, jnp.ones_like(part.weight[:, 0]) if is_smoothed else None)
+        return _in_8_bits(part, jnp.ones_like(part.weight[:, 0]) if is_smoothed else None)
 
     return map_parts(changed, model, _IN_FLOATS)
+
+
+def _in_8_bits(part: Linear | Embedding, smoothing: Array | None = None) -> Any:
+    if isinstance(part, Embedding):
+        return Int8Embedding(part)
+    return Int8Linear(part, smoothing)
 
 
 def _is_quantized(name: str, part: Linear | Embedding) -> bool:
@@ -104,10 +106,10 @@ def _is_quantized(name: str, part: Linear | Embedding) -> bool:
     return is_table or ".layers." in name or ends_with(name, "lm_head")
 
 
-def _smoothing(linear: Linear, largest: Array, strength: float) -> Array:
+def _smoothing(weight: Array, largest: Array, strength: float) -> Array:
     """What the inputs of a linear map are multiplied by; `largest` are their largest
     entries. Xiao et al. 2022, equation 4."""
-    weights = jnp.max(jnp.abs(linear.weight), axis=1)
+    weights = jnp.max(jnp.abs(weight), axis=1)
     factors = weights ** (1 - strength) / largest.astype(weights.dtype) ** strength
     return jnp.where((factors > 0) & jnp.isfinite(factors), factors, 1)
 

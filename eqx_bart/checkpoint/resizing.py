@@ -16,7 +16,7 @@ from ..nn.embedding import (
     POSITION_OFFSET,
 )
 from ..nn.stored import AbstractStored
-from .names import canonical, Entries, is_weight, name_of, rule_for
+from .names import canonical, Entries, is_weight, map_parts, name_of, rule_for
 from .quantization import is_quantized
 
 
@@ -63,10 +63,7 @@ def resize_positions(model: Model, config: BartConfig, key: PRNGKeyArray | None)
     """
     size = config.max_position_embeddings
 
-    def resized(path: Any, part: Any) -> Any:
-        if not _is_positions(part):
-            return part
-        name = name_of(model, path)
+    def resized(name: str, part: AbstractPositionalEmbedding) -> Any:
         if not isinstance(part, LearnedPositionalEmbedding):
             raise ValueError(
                 f"{name} is a {type(part).__name__}, which has no table to resize: put "
@@ -82,7 +79,7 @@ def resize_positions(model: Model, config: BartConfig, key: PRNGKeyArray | None)
         table = fit_entries(canonical(f"{name}.weight"), table, shape, new)
         return eqx.tree_at(lambda part: part.weight, part, table)
 
-    return jtu.tree_map_with_path(resized, model, is_leaf=_is_positions)
+    return map_parts(resized, model, AbstractPositionalEmbedding)
 
 
 def fit_entries(
@@ -109,7 +106,3 @@ def _drawn(
 ) -> Array:
     own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
     return config.init_std * jax.random.normal(own_key, shape, dtype)
-
-
-def _is_positions(part: Any) -> bool:
-    return isinstance(part, AbstractPositionalEmbedding)

@@ -67,8 +67,15 @@ def _linear(
     """`Linear`, with its arrays as arguments, so that an error about shapes names them."""
     y = product(matmul, x, weight)
     if bias is not None:
-        y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
+        y = y + for_each_row(bias, y)
     return y.astype(x.dtype)
+
+
+def for_each_row(
+    columns: Float[Array, " columns"], x: Float[Array, "*rows columns"]
+) -> Float[Array, "*rows columns"]:
+    """An entry for each column, in the shape and the dtype of `x`."""
+    return jnp.broadcast_to(columns.astype(x.dtype), x.shape)
 
 
 class LowRankLinear(AbstractLinear, AbstractUnstorable):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, Integer
 
 from .embedding import AbstractEmbedding, Embedding, rows_of
-from .linear import AbstractLinear, Linear
+from .linear import AbstractLinear, for_each_row, Linear
 from .matmul import at_least_float32, int8_dot_transposed, rounded, to_integers
 from .mesh import product, split_lookup
 
@@ -37,7 +37,7 @@ class Int8Linear(AbstractLinear):
         """Rounds the weights of `linear`."""
         weight = linear.weight.T
         if smoothing is not None:
-            weight = weight / _for_each_row(smoothing, weight)
+            weight = weight / for_each_row(smoothing, weight)
         self.qweight, self.scales = int8_rows(weight)
         self.bias = linear.bias
         self.smoothing = smoothing
@@ -54,11 +54,11 @@ class Int8Linear(AbstractLinear):
         return self.scales.dtype
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
-        smooth = x if self.smoothing is None else x * _for_each_row(self.smoothing, x)
+        smooth = x if self.smoothing is None else x * for_each_row(self.smoothing, x)
         y = product(int8_dot_transposed, smooth, self.qweight)
-        y = y * _for_each_row(self.scales, y)
+        y = y * for_each_row(self.scales, y)
         if self.bias is not None:
-            y = y + _for_each_row(self.bias, y)
+            y = y + for_each_row(self.bias, y)
         return y.astype(x.dtype)
 
 
@@ -93,7 +93,7 @@ class Int8Embedding(AbstractEmbedding):
         self, hidden_states: Float[Array, "rows d_model"]
     ) -> Float[Array, "rows vocab"]:
         logits = product(int8_dot_transposed, hidden_states, self.qweight)
-        return logits * _for_each_row(self.scales, logits)
+        return logits * for_each_row(self.scales, logits)
 
 
 @jax.jit
@@ -105,10 +105,3 @@ def int8_rows(
     precise = weight.astype(at_least_float32(weight))
     scales = rounded(precise)[1].astype(weight.dtype)
     return to_integers(precise, scales.astype(precise.dtype)), scales
-
-
-def _for_each_row(
-    columns: Float[Array, " columns"], x: Float[Array, "*rows columns"]
-) -> Array:
-    """An entry for each column, in the shape and the dtype of `x`."""
-    return jnp.broadcast_to(columns.astype(x.dtype), x.shape)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
+from ..checkpoint.names import map_parts
 from ..models.encoder import BartEncoder
 from ..models.language_model import LanguageModel
 from ..models.stack import BartStack
@@ -125,14 +126,9 @@ def gradient_checkpointing(
     """
     setting = Checkpointing(policy) if value else None
 
-    def is_stack(part: Any) -> bool:
-        return isinstance(part, BartStack)
-
-    def changed(part: Any) -> Any:
-        if not is_stack(part):
-            return part
+    def changed(_: str, stack: BartStack) -> BartStack:
         return eqx.tree_at(
-            lambda stack: stack.checkpointing, part, setting, is_leaf=lambda x: x is None
+            lambda stack: stack.checkpointing, stack, setting, is_leaf=lambda x: x is None
         )
 
-    return jax.tree.map(changed, model, is_leaf=is_stack)
+    return map_parts(changed, model, BartStack)
