@@ -7,11 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Float, Integer
 
 from .generation.config import GenerationConfig
 from .generation.inputs import GenerationInputs
 from .generation.mixin import GenerationMixin
+from .generation.slots import NewTokens
 from .models.language_model import LanguageModel
 from .nn.layer import Show
 
@@ -34,9 +35,9 @@ def check_decoding(
 ) -> None:
     """Checks that all of a model's ways of decoding give the same numbers.
 
-    These are: without a cache; with a cache, one or more tokens at a time; and as
-    `generate` does, with beams that share a cache. Run this for a model with a part of your
-    own.
+    These are: without a cache; with a cache, one or more tokens at a time, after wrong
+    drafts too, and each row in slots of its own; and as `generate` does, with beams that
+    share a cache. Run this for a model with a part of your own.
 
     **Arguments:**
 
@@ -65,6 +66,8 @@ def check_decoding(
             f"decoding {sizes} tokens at a time with a cache",
             lambda sizes=sizes: _first_layer(model, inputs, ids, sizes),
         )
+    logits = _cached(model, inputs, ids, _uneven(num_tokens), drafts=True)
+    _compare(logits, expected, "decoding after wrong drafts, in other slots for each row,")
     for beams in (1, num_beams):
         _check_generate(model, reference, args, kwargs, num_tokens, beams)
 
@@ -112,14 +115,24 @@ def _uncached(model: GenerationMixin, inputs: GenerationInputs) -> Uncached:
 
 
 def _calls(
-    ids: Integer[Array, "batch length"], sizes: Sequence[int]
-) -> Iterator[tuple[Array, Array, Bool[Array, "batch 1 new length"]]]:
-    """The tokens, positions and mask of each call, if the calls decode `sizes` tokens."""
-    start, slots = 0, jnp.arange(ids.shape[1], dtype=jnp.int32)
+    ids: Integer[Array, "batch length"],
+    sizes: Sequence[int],
+    first: Integer[Array, " batch"] | None = None,
+) -> Iterator[NewTokens]:
+    """The new tokens of each call, if the calls decode `sizes` tokens; `first` is the slot
+    of the first token of each row, by default 0."""
+    batch, length = ids.shape
+    num_slots = length if first is None else length + int(first.max())
+    start, slots = 0, jnp.arange(num_slots, dtype=jnp.int32)
     for size in sizes:
         tokens = ids[:, start : start + size]
-        positions = jnp.broadcast_to(slots[start : start + size], tokens.shape)
-        yield tokens, positions, (slots[None, None] <= positions[..., None])[:, None]
+        positions = jnp.arange(start, start + size, dtype=jnp.int32)
+        positions = jnp.broadcast_to(positions, tokens.shape)
+        begin = jnp.zeros(batch, jnp.int32) if first is None else first
+        own = slots[None] - begin[:, None]
+        mask = (own >= 0)[:, None] & (own[:, None] <= positions[..., None])
+        first_slot = jnp.asarray(start) if first is None else first + start
+        yield NewTokens(tokens, positions, mask[:, None], first_slot)
         start += size
 
 
@@ -128,13 +141,21 @@ def _cached(
     inputs: GenerationInputs,
     ids: Integer[Array, "batch length"],
     sizes: Sequence[int],
+    *,
+    drafts: bool = False,
 ) -> Float[Array, "batch length vocab"]:
-    """The logits, decoded `sizes` tokens at a time with a cache."""
-    step = eqx.filter_jit(model.generation_step)
-    cache, logits = model.init_generation_cache(inputs, 1, ids.shape[1]), list[Array]()
-    for tokens, positions, mask in _calls(ids, sizes):
-        new, _, cache = step(tokens, cache, positions, mask, output_attentions=False)
-        logits.append(new)
+    """The logits, decoded `sizes` tokens at a time with a cache; with `drafts`, each time
+    after other tokens in the same slots, which are not the same for all rows."""
+    step, logits = eqx.filter_jit(model.generation_step), list[Array]()
+    first = jnp.arange(len(ids), dtype=jnp.int32) if drafts else None
+    num_slots = ids.shape[1] + (len(ids) - 1 if drafts else 0)
+    cache = model.init_generation_cache(inputs, 1, num_slots)
+    for new in _calls(ids, sizes, first):
+        if drafts:
+            wrong = (new.ids + 1) % model.vocab_size
+            cache = step(eqx.tree_at(lambda x: x.ids, new, wrong), cache)[2]
+        decoded, _, cache = step(new, cache)
+        logits.append(decoded)
     return jnp.concatenate(logits, axis=1)
 
 
@@ -175,9 +196,14 @@ def _first_layer(
     decoder, embed = model.decoder, model.decoder_embed_tokens.lookup
     expected: Any = decoder(embed(ids), source=source, show=show).hidden_states
     cache, found = model.init_generation_cache(inputs, 1, ids.shape[1]), list[Any]()
-    for tokens, positions, mask in _calls(ids, sizes):
+    for new in _calls(ids, sizes):
         decoded, cache = decoder.step(
-            embed(tokens), cache, position_ids=positions, mask=mask, show=show
+            embed(new.ids),
+            cache,
+            position_ids=new.positions,
+            mask=new.mask,
+            first_slot=new.first_slot,
+            show=show,
         )
         found.append(decoded.hidden_states)
     names = ["the embeddings", *(f"layer {i}" for i in range(len(decoder.layers)))]

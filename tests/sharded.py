@@ -92,6 +92,7 @@ CALLS = {
     "greedy": (LM, generation(output_token_log_probs=True, output_scores=True), 5),
     "greedy, odd vocabulary": (ODD, generation(), 8),
     "samples": (LM, generation(do_sample=True, num_return_sequences=2), 5),
+    "drafts": (LM, generation(prompt_lookup_num_tokens=3, output_scores=True), 5),
     "beams": (LM, generation(**BEAMS), 5),
     "beams, odd vocabulary": (ODD, generation(**BEAMS), 5),
     "beams, in 8 bits": (QUANTIZED, generation(**BEAMS), 5),

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Key
 
 from ..nn.processes import on_host
+from .places import Places, put_at, take_at
 from .state import AbstractStrategy, Progress, Result
 from .top_k import take, top_k, top_k_of_few
 
@@ -88,14 +89,17 @@ class BeamSearch(AbstractStrategy):
         return search, progress
 
     def scores(
-        self, logits: Float[Array, "batch rows vocab"]
-    ) -> Float[Array, "batch rows vocab"]:
+        self, logits: Float[Array, "batch rows 1 vocab"]
+    ) -> Float[Array, "batch rows 1 vocab"]:
         return jax.nn.log_softmax(logits)
 
     def choose(
-        self, scores: Float[Array, "batch rows vocab"], progress: Progress
+        self,
+        scores: Float[Array, "batch rows 1 vocab"],
+        progress: Progress,
+        drafts: Integer[Array, "batch rows 0"],
     ) -> tuple["BeamSearch", Progress]:
-        candidates = self._candidates(scores, progress)
+        candidates = self._candidates(scores[:, :, 0], progress)
         is_end = _is_end(candidates, progress)
         going_on = eqx.tree_at(
             lambda c: c.scores, candidates, candidates.scores + _dead_if(is_end)
@@ -117,7 +121,10 @@ class BeamSearch(AbstractStrategy):
             is_settled=self.is_settled | is_lost | settled | jnp.all(is_end, axis=1),
             keys=self.keys,
         )
-        return search, progress.advance(running.input_ids, running.ancestors)
+        counts = None
+        if progress.num_new.size > 1:
+            counts = self.is_going_on(progress).astype(jnp.int32)
+        return search, progress.advance(running.input_ids, running.ancestors, counts)
 
     def _candidates(
         self, scores: Float[Array, "batch rows vocab"], progress: Progress
@@ -143,10 +150,10 @@ class BeamSearch(AbstractStrategy):
         log_probs = chosen.log_probs
         if log_probs is not None:
             new = take(scores, places)
-            log_probs = log_probs.at[:, :, progress.num_new].set(new)
+            log_probs = put_at(log_probs, progress.num_new, new[..., None])
         return Hypotheses(
-            chosen.input_ids.at[:, :, progress.length].set(token),
-            chosen.ancestors.at[:, :, progress.num_new].set(row),
+            put_at(chosen.input_ids, progress.length, token[..., None]),
+            put_at(chosen.ancestors, progress.num_new, row[..., None]),
             values,
             log_probs,
         )
@@ -181,8 +188,9 @@ class BeamSearch(AbstractStrategy):
             (self.finished, self.is_finished),
         )
 
-    def is_done(self, progress: Progress) -> Bool[Array, ""]:
-        return jnp.all(self.is_settled)
+    def is_going_on(self, progress: Progress) -> Bool[Array, "batch rows"]:
+        shape = progress.input_ids.shape[:2]
+        return jnp.broadcast_to(~self.is_settled[:, None], shape)
 
     def result(self, progress: Progress) -> Result:
         settings = progress.settings
@@ -211,7 +219,8 @@ class BeamSearch(AbstractStrategy):
 
     def decided(self, progress: Progress) -> list[np.ndarray]:
         """With beams, the prefix that all rows that may still win have in common."""
-        begin, end = progress.prompt_length, int(progress.length)
+        begin = progress.prompt_length
+        ends = on_host(progress.lengths)[:, 0]
         running = on_host(progress.input_ids)
         finished = on_host(self.finished.input_ids)
         lengths = begin + np.sum(on_host(self.finished.ancestors) >= 0, axis=-1)
@@ -223,7 +232,7 @@ class BeamSearch(AbstractStrategy):
                 rows = [
                     row for row, is_row in zip(rows, is_finished[i], strict=True) if is_row
                 ]
-                rows += [row[begin:end] for row in running[i]]
+                rows += [row[begin : ends[i]] for row in running[i]]
             else:
                 rows = rows[:1]
             decided.append(_common_prefix(rows))
@@ -233,19 +242,17 @@ class BeamSearch(AbstractStrategy):
 def _noise(
     keys: Key[Array, " batch"],
     totals: Float[Array, "batch rows vocab"],
-    step: Integer[Array, ""],
+    step: Places,
 ) -> Float[Array, "batch rows vocab"]:
-    def noise(key: Key[Array, ""]) -> Float[Array, "rows vocab"]:
+    def noise(key: Key[Array, ""], step: Integer[Array, ""]) -> Array:
         key = jax.random.fold_in(key, step)
         return jax.random.gumbel(key, totals.shape[1:], totals.dtype)
 
-    return jax.vmap(noise)(keys)
+    return jax.vmap(noise)(keys, jnp.broadcast_to(step[:, 0], keys.shape))
 
 
 def _is_end(candidates: Hypotheses, progress: Progress) -> Bool[Array, "batch candidates"]:
-    newest = jax.lax.dynamic_index_in_dim(
-        candidates.input_ids, progress.length, axis=2, keepdims=False
-    )
+    newest = take_at(candidates.input_ids, progress.length)
     is_last = progress.num_new + 1 == progress.settings.max_new_tokens
     return is_last | jnp.isin(newest, jnp.asarray(progress.settings.eos_token_id))
 
@@ -271,8 +278,8 @@ def _settle(
 
 
 def _length_penalty(
-    progress: Progress, step: Integer[Array, ""], dtype: jnp.dtype
-) -> Float[Array, ""]:
+    progress: Progress, step: Places, dtype: jnp.dtype
+) -> Float[Array, "#batch #rows"]:
     """What scores are divided by after this step."""
     return jnp.asarray(progress.settings.penalties, dtype)[step]
 

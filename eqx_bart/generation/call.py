@@ -34,8 +34,9 @@ class LoopSettings(eqx.Module):
     - `num_rows`: how many beams or samples of each input there are.
     - `is_beam_search`: whether they are beams.
     - `num_return_sequences`, `early_stopping`, `output_scores`, `output_logits`,
-        `output_token_log_probs`, `output_attentions`, `output_cache`: as in
-        `GenerationConfig`.
+        `output_token_log_probs`, `output_attentions`, `output_cache`,
+        `max_matching_ngram_size`: as in `GenerationConfig`.
+    - `prompt_lookup_num_tokens`: as there; 0 for no drafts.
     """
 
     max_new_tokens: Integer[ArrayLike, ""]
@@ -52,6 +53,8 @@ class LoopSettings(eqx.Module):
     output_token_log_probs: bool = eqx.field(static=True)
     output_attentions: bool = eqx.field(static=True)
     output_cache: bool = eqx.field(static=True)
+    prompt_lookup_num_tokens: int = eqx.field(static=True)
+    max_matching_ngram_size: int = eqx.field(static=True)
 
     def __init__(self, config: GenerationConfig, num_steps: int):
         """The settings of `config`, which is settled, for buffers of `num_steps` steps."""
@@ -70,6 +73,8 @@ class LoopSettings(eqx.Module):
         self.output_token_log_probs = config.output_token_log_probs
         self.output_attentions = config.output_attentions
         self.output_cache = config.output_cache
+        self.prompt_lookup_num_tokens = config.prompt_lookup_num_tokens or 0
+        self.max_matching_ngram_size = config.max_matching_ngram_size
 
     @property
     def num_steps(self) -> int:

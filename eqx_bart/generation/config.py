@@ -66,6 +66,10 @@ _search = functools.partial(
     "**Beam search**, with `num_beams` above 1 only:",
     is_used=lambda values: values["num_beams"] > 1,
 )
+_drafts = functools.partial(
+    setting,
+    "**Drafts**, without beams: the tokens are the same, sooner where they copy:",
+)
 _scores = functools.partial(setting, "**Scores**, in the order in which they apply:")
 _sampling = functools.partial(
     setting,
@@ -158,6 +162,14 @@ class GenerationConfig:
     )
     length_penalty: float = _search(
         NUMBER, "beams rank by log-probability over length to this power", default=1.0
+    )
+    prompt_lookup_num_tokens: int | None = _drafts(
+        POSITIVE,
+        "how many tokens are drafted: those that came after the row's last tokens in the "
+        "source, or in the row. A draft that is right saves a step",
+    )
+    max_matching_ngram_size: int = _drafts(
+        POSITIVE, "how many of the last tokens are looked up, at most", default=3
     )
     sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = _scores(
         BIASES,
@@ -450,6 +462,12 @@ class GenerationConfig:
             raise ValueError(
                 f"GenerationConfig: {self._said('output_cache')}, but a cache has one row "
                 f"for each input, and {self._said(name)}."
+            )
+        if beams > 1 and values.get("prompt_lookup_num_tokens"):
+            raise ValueError(
+                f"GenerationConfig: {self._said('prompt_lookup_num_tokens')}, but drafts "
+                f"are tried without beams, and {self._said('num_beams')}. Set one of them "
+                "to None or 1."
             )
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             forced = set(as_id_tuple(getattr(self, name)))

@@ -2,7 +2,8 @@
 
 import abc
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -24,12 +25,14 @@ from .inputs import align_right, array_library, as_jax, GenerationInputs, is_tra
 from .logits_process import LogitsProcessor
 from .output import GenerationOutput
 from .programs import run
+from .prompt_lookup import PromptLookup
 from .row_keys import row_keys
 from .sample import Sampling
 from .slots import (
     AbstractSlots,
     by_row,
     CrossAttentions,
+    NewTokens,
     OwnSlots,
     Past,
     repeated,
@@ -87,23 +90,14 @@ class GenerationMixin(eqx.Module):
 
     @abc.abstractmethod
     def generation_step(
-        self,
-        tokens: Integer[Array, "batch new"],
-        cache: Any,
-        position_ids: Integer[Array, "batch new"],
-        mask: Bool[Array, "batch 1 new slots"],
-        output_attentions: bool,  # noqa: FBT001
+        self, new: NewTokens, cache: Any
     ) -> tuple[Float[Array, "batch new vocab"], CrossAttentions | None, Any]:
-        """Decodes tokens, which are written to the next slots of the cache.
+        """Decodes tokens, which are written to slots of the cache.
 
         **Arguments:**
 
-        - `tokens`, `position_ids`: known to be inside their tables. The new tokens of a row
-            of the cache are those of a few beams of an input, at the same position; or
-            tokens of its prompt; or one token.
+        - `new`: the tokens, where they are, and what they attend to.
         - `cache`: from `init_generation_cache`, or from the last call.
-        - `mask`: the slots that each token attends to: any of those before, and its own.
-        - `output_attentions`: whether to return cross-attentions.
 
         **Returns** the logits; the cross-attentions of each layer, or `None`; and the next
         cache.
@@ -167,17 +161,32 @@ class GenerationMixin(eqx.Module):
 
     def _run(self, loop: LoopInputs) -> GenerationOutput:
         state = self._start(loop)
-        # A user's processor may hold things other than arrays.
-        arrays, others = eqx.partition(state, eqx.is_array)
+        if state.lookup is None:
+            return self._while(state, tries_drafts=None).output()
+        # Loops in a loop: XLA copies a cache that only one branch of a condition writes to.
+        return _while(
+            lambda state: ~state.is_done,
+            lambda state: self._while(
+                self._while(state, tries_drafts=False), tries_drafts=True
+            ),
+            state,
+        ).output()
 
-        def is_unfinished(arrays: Any) -> Bool[Array, ""]:
-            return ~eqx.combine(arrays, others).is_done
+    def _while(
+        self, state: GenerationState, *, tries_drafts: bool | None
+    ) -> GenerationState:
+        """The state after all steps; or, with drafts, after those that are to try them, or
+        not to."""
 
-        def step(arrays: Any) -> Any:
-            return eqx.filter(self.step(eqx.combine(arrays, others)), eqx.is_array)
+        def goes_on(state: GenerationState) -> Bool[Array, ""]:
+            if tries_drafts is None:
+                return ~state.is_done
+            return ~state.is_done & (state.is_drafting == tries_drafts)
 
-        end = jax.lax.while_loop(is_unfinished, step, arrays)
-        return eqx.combine(end, others).output()
+        def step(state: GenerationState) -> GenerationState:
+            return state.step(self.generation_step, tries_drafts=bool(tries_drafts))
+
+        return _while(goes_on, step, state)
 
     @explained
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[list[np.ndarray]]:
@@ -247,7 +256,17 @@ class GenerationMixin(eqx.Module):
         A pure function, to be called under `eqx.filter_jit` until `state.is_done`; then
         `state.output()` is what `generate` returns.
         """
-        return state.step(self.generation_step)
+        if state.lookup is None:
+            return state.step(self.generation_step, tries_drafts=False)
+        arrays, others = eqx.partition(state, eqx.is_array)
+
+        def step(tries_drafts: bool, arrays: Any) -> Any:  # noqa: FBT001
+            state = eqx.combine(arrays, others)
+            new = state.step(self.generation_step, tries_drafts=tries_drafts)
+            return eqx.filter(new, eqx.is_array)
+
+        branches = (functools.partial(step, tried) for tried in (True, False))
+        return eqx.combine(jax.lax.cond(state.is_drafting, *branches, arrays), others)
 
     def _start(self, loop: LoopInputs) -> GenerationState:
         if len(loop.inputs.prompt) == 0:
@@ -259,9 +278,20 @@ class GenerationMixin(eqx.Module):
         strategy = BeamSearch if settings.is_beam_search else Sampling
         slots = self._slots(loop, prompt, inputs)
         keys = None if loop.key is None else row_keys(loop.key, prompt, source)
+        num_drafts = settings.prompt_lookup_num_tokens
+        pace = (len(prompt), settings.num_rows) if num_drafts else (1, 1)
         strategy, progress = strategy.init(
-            initial_progress(prompt, settings), _scores_dtype(self, slots), keys
+            initial_progress(prompt, settings, pace), _scores_dtype(self, slots), keys
         )
+        lookup = None
+        if num_drafts:
+            lookup = PromptLookup.init(
+                jnp.zeros((len(prompt), 0), jnp.int32) if source is None else source,
+                progress.input_ids,
+                progress.length,
+                num_tokens=num_drafts,
+                ngram_size=settings.max_matching_ngram_size,
+            )
         state = GenerationState(
             progress,
             strategy,
@@ -271,6 +301,7 @@ class GenerationMixin(eqx.Module):
             inputs.source_offset,
             loop.processors,
             inputs if settings.output_cache else None,
+            lookup,
         )
         records = self._empty_records(state)
         return eqx.tree_at(lambda state: state.records, state, records)
@@ -284,6 +315,7 @@ class GenerationMixin(eqx.Module):
         """The slots of all rows, with all but the last token of the prompt in them."""
         settings, past = loop.settings, loop.past
         rows, num_slots = settings.num_rows, loop.num_unread + settings.num_steps
+        num_slots += settings.prompt_lookup_num_tokens
         if past is not None:
             num_slots += past.positions.shape[1]
         elif settings.is_beam_search and rows <= _FEW_BEAMS:
@@ -331,10 +363,28 @@ class GenerationMixin(eqx.Module):
             settings.output_scores or settings.output_logits or settings.output_attentions
         ):
             return state.records
-        one = eqx.filter_eval_shape(lambda s: s.observe(self.generation_step)[1], state)
+        no_drafts = jnp.zeros((*state.progress.input_ids.shape[:2], 0), jnp.int32)
+        one = eqx.filter_eval_shape(
+            lambda s: s.observe(self.generation_step, no_drafts)[1][0], state
+        )
         return jax.tree.map(
             lambda x: jnp.zeros((settings.num_steps, *x.shape), x.dtype), one
         )
+
+
+def _while(
+    goes_on: Callable[[GenerationState], Bool[Array, ""]],
+    step: Callable[[GenerationState], GenerationState],
+    state: GenerationState,
+) -> GenerationState:
+    """`jax.lax.while_loop`. A user's processor may hold things other than arrays."""
+    arrays, others = eqx.partition(state, eqx.is_array)
+    end = jax.lax.while_loop(
+        lambda arrays: goes_on(eqx.combine(arrays, others)),
+        lambda arrays: eqx.filter(step(eqx.combine(arrays, others)), eqx.is_array),
+        arrays,
+    )
+    return eqx.combine(end, others)
 
 
 def _begin(prompt: Integer[Array, "batch prompt"]) -> Integer[Array, " batch"]:

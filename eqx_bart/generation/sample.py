@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Integer, Key
 
 from ..nn.checks import unknown_if_nan
 from ..nn.processes import on_host
+from .places import places_from, put_at
 from .state import AbstractStrategy, Progress, Result
 from .top_k import take, top_k
 
@@ -52,46 +53,54 @@ class Sampling(AbstractStrategy):
         return sampling, eqx.tree_at(lambda p: p.ancestors, progress, own)
 
     def scores(
-        self, logits: Float[Array, "batch rows vocab"]
-    ) -> Float[Array, "batch rows vocab"]:
+        self, logits: Float[Array, "batch rows new vocab"]
+    ) -> Float[Array, "batch rows new vocab"]:
         return logits
 
     def choose(
-        self, scores: Float[Array, "batch rows vocab"], progress: Progress
+        self,
+        scores: Float[Array, "batch rows new vocab"],
+        progress: Progress,
+        drafts: Integer[Array, "batch rows drafts"],
     ) -> tuple["Sampling", Progress]:
-        settings, is_finished = progress.settings, self._is_finished(progress)
+        settings = progress.settings
         tokens = self._tokens(scores, progress)
         is_end = jnp.isin(tokens, jnp.asarray(settings.eos_token_id))
-        tokens = jnp.where(is_finished, settings.pad_token_id, tokens)
-        lengths = jnp.where(is_end & ~is_finished, progress.length + 1, self.lengths)
+        goes_on = jnp.cumprod((tokens[..., :-1] == drafts) & ~is_end[..., :-1], axis=-1)
+        place = places_from(progress.length, tokens.shape[2])
+        is_taken = place < self.lengths[..., None]
+        is_taken &= jnp.pad(goes_on > 0, ((0, 0), (0, 0), (1, 0)), constant_values=True)
+        counts = jnp.sum(is_taken, axis=-1, dtype=jnp.int32)
+        tokens = jnp.where(is_taken, tokens, settings.pad_token_id)
+        lengths = jnp.where(
+            jnp.any(is_end & is_taken, axis=-1), progress.length + counts, self.lengths
+        )
         log_probs = self.log_probs
         if log_probs is not None:
             new = _log_prob(scores, tokens)
-            new = jnp.where(is_finished, 0, new).astype(log_probs.dtype)
-            log_probs = log_probs.at[:, :, progress.num_new].set(new)
-        input_ids = progress.input_ids.at[:, :, progress.length].set(tokens)
+            new = jnp.where(is_taken, new, 0).astype(log_probs.dtype)
+            log_probs = put_at(log_probs, progress.num_new, new)
         sampling = Sampling(lengths, log_probs, self.keys)
-        return sampling, progress.advance(input_ids, progress.ancestors)
-
-    def _is_finished(self, progress: Progress) -> Bool[Array, "batch rows"]:
-        """Which rows have ended."""
-        return self.lengths <= progress.length
+        input_ids = put_at(progress.input_ids, progress.length, tokens)
+        in_step = progress.num_new.size == 1 and tokens.shape[2] == 1
+        return sampling, progress.advance(
+            input_ids, progress.ancestors, None if in_step else counts
+        )
 
     def _tokens(
-        self, scores: Float[Array, "batch rows vocab"], progress: Progress
-    ) -> Integer[Array, "batch rows"]:
+        self, scores: Float[Array, "batch rows new vocab"], progress: Progress
+    ) -> Integer[Array, "batch rows new"]:
+        shape = scores.shape[:-1]
         if self.keys is not None:  # the largest of Gumbel-perturbed scores is a sample
-
-            def noise(key: Key[Array, ""]) -> Float[Array, " vocab"]:
-                key = jax.random.fold_in(key, progress.num_new)
-                return jax.random.gumbel(key, scores.shape[-1:], scores.dtype)
-
-            scores = scores + jax.vmap(jax.vmap(noise))(self.keys)
+            step = places_from(progress.num_new, shape[2])
+            keys = jnp.broadcast_to(self.keys[..., None], shape).reshape(-1)
+            noise = _noise(keys, jnp.broadcast_to(step, shape).reshape(-1), scores)
+            scores = scores + noise.reshape(scores.shape)
         best, tokens = top_k(scores.reshape(-1, scores.shape[-1]), 1)
-        return unknown_if_nan(tokens, best).reshape(scores.shape[:-1])
+        return unknown_if_nan(tokens, best).reshape(shape)
 
-    def is_done(self, progress: Progress) -> Bool[Array, ""]:
-        return jnp.all(self._is_finished(progress))
+    def is_going_on(self, progress: Progress) -> Bool[Array, "batch rows"]:
+        return progress.length < self.lengths
 
     def result(self, progress: Progress) -> Result:
         input_ids = progress.input_ids.reshape(-1, progress.input_ids.shape[-1])
@@ -109,15 +118,27 @@ class Sampling(AbstractStrategy):
         )
 
     def decided(self, progress: Progress) -> list[np.ndarray]:
-        lengths = np.minimum(on_host(self.lengths), progress.length).reshape(-1)
+        lengths = np.minimum(on_host(self.lengths), on_host(progress.length)).reshape(-1)
         input_ids = on_host(progress.input_ids).reshape(len(lengths), -1)
         pairs = zip(input_ids, lengths, strict=True)
         return [row[progress.prompt_length : length] for row, length in pairs]
 
 
+def _noise(
+    keys: Key[Array, " rows"], steps: Integer[Array, " rows"], scores: Array
+) -> Float[Array, "rows vocab"]:
+    """Gumbel noise for the scores of a step of each row."""
+
+    def noise(key: Key[Array, ""], step: Integer[Array, ""]) -> Float[Array, " vocab"]:
+        key = jax.random.fold_in(key, step)
+        return jax.random.gumbel(key, scores.shape[-1:], scores.dtype)
+
+    return jax.vmap(noise)(keys, steps)
+
+
 def _log_prob(
-    scores: Float[Array, "batch rows vocab"], tokens: Integer[Array, "batch rows"]
-) -> Float[Array, "batch rows"]:
+    scores: Float[Array, "batch rows new vocab"], tokens: Integer[Array, "batch rows new"]
+) -> Float[Array, "batch rows new"]:
     flat = scores.reshape(-1, scores.shape[-1])
     chosen = take(flat, tokens.reshape(-1, 1)).reshape(tokens.shape)
     return chosen - jax.nn.logsumexp(scores, axis=-1)

@@ -11,26 +11,47 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
+from ..nn.cache import FirstSlot
 from .inputs import array_library, as_jax, power_of_two, SMALLEST_LENGTH
+from .places import Places, places_from, take_at
 
 
-CrossAttentions = tuple[Float[Array, "batch heads rows source"] | None, ...]
+class NewTokens(eqx.Module):
+    """What a model is to decode.
+
+    The new tokens of a row of the cache are those of a few beams of an input, at the same
+    position; or tokens of its prompt; or the newest token, and drafts of those that come
+    after it.
+
+    **Fields:**
+
+    - `ids`, `positions`: known to be inside their tables.
+    - `mask`: the slots that each token attends to: any of those before, and its own.
+    - `first_slot`: the tokens are written to this slot and to those after it: one number,
+        or one for each row. What was there, a wrong draft, has no meaning any more.
+    - `output_attentions`: whether to return cross-attentions.
+    """
+
+    ids: Integer[Array, "batch new"]
+    positions: Integer[Array, "batch new"]
+    mask: Bool[Array, "batch 1 new slots"]
+    first_slot: FirstSlot
+    output_attentions: bool = eqx.field(static=True, default=False)
+
+
+#: Of each layer. In slots that rows share, the rows are the queries.
+CrossAttentions = tuple[Float[Array, "batch heads queries source"] | None, ...]
+#: The same, for the new tokens of each row.
+RowAttentions = tuple[Float[Array, "batch rows heads new source"] | None, ...]
 
 #: Decodes new tokens; see `GenerationMixin.generation_step`.
 Decode = Callable[
-    [
-        Integer[Array, "batch new"],
-        Any,
-        Integer[Array, "batch new"],
-        Bool[Array, "batch 1 new slots"],
-        bool,
-    ],
-    tuple[Float[Array, "batch new vocab"], CrossAttentions | None, Any],
+    [NewTokens, Any], tuple[Float[Array, "batch new vocab"], CrossAttentions | None, Any]
 ]
 
 
 class Newest(eqx.Module):
-    """The newest token of each row, and what it comes after.
+    """The newest token of each row and drafts of those after it, and what they come after.
 
     **Fields:**
 
@@ -40,10 +61,10 @@ class Newest(eqx.Module):
     - `step`: how many tokens have been generated.
     """
 
-    tokens: Integer[Array, "batch rows"]
-    positions: Integer[Array, "batch rows"]
+    tokens: Integer[Array, "batch rows new"]
+    positions: Integer[Array, "batch rows new"]
     ancestors: Integer[Array, "batch rows steps"]
-    step: Integer[Array, ""]
+    step: Places
 
 
 class Past(eqx.Module):
@@ -117,8 +138,8 @@ class Past(eqx.Module):
         slots = jnp.arange(num_slots, dtype=jnp.int32)[None]
         mask = (positions >= 0)[:, None] & (slots <= self.length + place[:, None])[None]
         tokens, new = jnp.maximum(tokens, 0), jnp.maximum(new, 0)
-        # A `Callable` has no names of arguments, so the flag can have none.
-        _, _, cache = decode(tokens, self.cache, new, mask[:, None], False)  # noqa: FBT003
+        read = NewTokens(tokens, new, mask[:, None], self.length)
+        _, _, cache = decode(read, self.cache)
         return Past(cache, positions, self.length + num_new)
 
 
@@ -126,7 +147,7 @@ class AbstractSlots(eqx.Module):
     """A cache, and which of its slots are whose.
 
     The first slots hold the prompt, without its last token. Each step then writes the
-    newest token of each row.
+    newest token of each row, and what is drafted after it.
 
     **Fields:**
 
@@ -139,14 +160,10 @@ class AbstractSlots(eqx.Module):
     positions: eqx.AbstractVar[Integer[Array, "batch slots"]]
     start: eqx.AbstractVar[Integer[Array, ""]]
 
-    def mask(
-        self, is_own: Bool[Array, "batch rows new"]
-    ) -> Bool[Array, "batch rows slots"]:
-        """The slots that each row attends to: the prompt's, and its own of those after."""
-        batch, rows, _ = is_own.shape
-        is_new = jnp.zeros((batch, rows, self.positions.shape[1]), bool)
-        is_new = jax.lax.dynamic_update_slice_in_dim(is_new, is_own, self.start, axis=2)
-        return (self.positions >= 0)[:, None] | is_new
+    @property
+    def is_prompt(self) -> Bool[Array, "batch slots"]:
+        """The slots that hold tokens of the prompt."""
+        return self.positions >= 0
 
     @abc.abstractmethod
     def decode(
@@ -155,8 +172,8 @@ class AbstractSlots(eqx.Module):
         newest: Newest,
         *,
         output_attentions: bool,
-    ) -> tuple[Float[Array, "batch rows vocab"], CrossAttentions | None, "AbstractSlots"]:
-        """Decodes the newest token of each row.
+    ) -> tuple[Float[Array, "batch rows new vocab"], RowAttentions | None, "AbstractSlots"]:
+        """Decodes the newest tokens of each row.
 
         **Arguments:**
 
@@ -187,17 +204,38 @@ class SharedSlots(AbstractSlots):
         newest: Newest,
         *,
         output_attentions: bool,
-    ) -> tuple[Float[Array, "batch rows vocab"], CrossAttentions | None, "SharedSlots"]:
-        batch, rows, steps = newest.ancestors.shape
-        row, steps = (jnp.arange(n, dtype=jnp.int32) for n in (rows, steps))
-        ancestors = jnp.where(steps == newest.step, row[:, None], newest.ancestors)
-        is_own = jax.nn.one_hot(ancestors, rows, dtype=bool)
-        is_own &= (steps <= newest.step)[None, None, :, None]
-        mask = self.mask(is_own.reshape(batch, rows, -1))
-        logits, attentions, cache = decode(
-            newest.tokens, self.cache, newest.positions, mask[:, None], output_attentions
+    ) -> tuple[Float[Array, "batch rows 1 vocab"], RowAttentions | None, "SharedSlots"]:
+        batch, rows, _ = newest.tokens.shape
+        new = NewTokens(
+            newest.tokens[..., 0],
+            newest.positions[..., 0],
+            self._mask(newest)[:, None],
+            _by_cache_row(self.start + newest.step * rows, (batch, 1)),
+            output_attentions,
         )
-        return logits, attentions, SharedSlots(cache, self.positions, self.start)
+        logits, attentions, cache = decode(new, self.cache)
+
+        def by_row(weights: Array) -> Array:
+            return weights.swapaxes(1, 2)[:, :, :, None]
+
+        return (
+            logits[:, :, None],
+            jax.tree.map(by_row, attentions),
+            SharedSlots(cache, self.positions, self.start),
+        )
+
+    def _mask(self, newest: Newest) -> Bool[Array, "batch rows slots"]:
+        """The slots of the prompt, and those of each row's ancestors."""
+        batch, rows, steps = newest.ancestors.shape
+        row = jnp.arange(rows, dtype=jnp.int32)[None, :, None]
+        steps = jnp.arange(steps, dtype=jnp.int32)[None, None]
+        step = newest.step[..., None]
+        ancestors = jnp.where(steps == step, row, newest.ancestors)
+        is_own = jax.nn.one_hot(ancestors, rows, dtype=bool) & (steps <= step)[..., None]
+        is_own = is_own.reshape(batch, rows, -1)
+        is_new = jnp.zeros((batch, rows, self.positions.shape[1]), bool)
+        is_new = jax.lax.dynamic_update_slice_in_dim(is_new, is_own, self.start, axis=2)
+        return self.is_prompt[:, None] | is_new
 
 
 class OwnSlots(AbstractSlots):
@@ -225,27 +263,35 @@ class OwnSlots(AbstractSlots):
         newest: Newest,
         *,
         output_attentions: bool,
-    ) -> tuple[Float[Array, "batch rows vocab"], CrossAttentions | None, "OwnSlots"]:
-        batch, rows, steps = newest.ancestors.shape
+    ) -> tuple[Float[Array, "batch rows new vocab"], RowAttentions | None, "OwnSlots"]:
+        batch, rows, num_new = newest.tokens.shape
         cache = self._moved(newest) if self.can_move else self.cache
-        is_past = jnp.arange(steps, dtype=jnp.int32) <= newest.step
-        is_past = jnp.broadcast_to(is_past, (batch, rows, steps))
-        logits, attentions, cache = decode(
-            newest.tokens.reshape(-1, 1),
-            cache,
-            newest.positions.reshape(-1, 1),
-            self.mask(is_past).reshape(batch * rows, 1, 1, -1),
+        mask = self._mask(newest.step, num_new)
+        mask = jnp.broadcast_to(mask, (batch, rows, *mask.shape[2:]))
+        new = NewTokens(
+            newest.tokens.reshape(-1, num_new),
+            newest.positions.reshape(-1, num_new),
+            mask.reshape(batch * rows, 1, num_new, -1),
+            _by_cache_row(self.start + newest.step, (batch, rows)),
             output_attentions,
         )
+        logits, attentions, cache = decode(new, cache)
 
-        def by_input(weights: Array) -> Array:
-            return weights.reshape(batch, rows, *weights.shape[1::2]).swapaxes(1, 2)
+        def by_row(x: Array) -> Array:
+            return x.reshape(batch, rows, *x.shape[1:])
 
         return (
-            logits.reshape(batch, rows, -1),
-            jax.tree.map(by_input, attentions),
+            by_row(logits),
+            jax.tree.map(by_row, attentions),
             dataclasses.replace(self, cache=cache),
         )
+
+    def _mask(self, step: Places, num_new: int) -> Bool[Array, "#batch #rows new slots"]:
+        """For each new token the slots of the prompt, and all after them up to its own."""
+        place = jnp.arange(self.positions.shape[1], dtype=jnp.int32) - self.start
+        place = place[None, None, None]
+        is_new = (place >= 0) & (place <= places_from(step, num_new)[..., None])
+        return self.is_prompt[:, None, None] | is_new
 
     def past(
         self, positions: Integer[Array, "batch steps"], num_new: Integer[Array, ""]
@@ -265,9 +311,7 @@ class OwnSlots(AbstractSlots):
     def _moved(self, newest: Newest) -> Any:
         """The cache, after each row has gone on from its ancestor in the last step."""
         batch, rows, _ = newest.ancestors.shape
-        last = jax.lax.dynamic_index_in_dim(
-            newest.ancestors, newest.step - 1, 2, keepdims=False
-        )
+        last = take_at(newest.ancestors, newest.step - 1)
         row = jnp.arange(rows, dtype=jnp.int32)
         last = jnp.where(newest.step > 0, last, row[None])
 
@@ -283,6 +327,15 @@ class OwnSlots(AbstractSlots):
             for x, is_by_row in zip(leaves, self.is_by_row, strict=True)
         ]
         return jax.tree.unflatten(structure, moved)
+
+
+def _by_cache_row(
+    first: Places, shape: tuple[int, int]
+) -> Integer[Array, ""] | Integer[Array, " cache_rows"]:
+    """The first slot of each row of a cache; one number if it is the same for all."""
+    if first.size == 1:
+        return first.reshape(())
+    return jnp.broadcast_to(first, shape).reshape(-1)
 
 
 def by_row(one: Any, many: Any, num_rows: int) -> tuple[bool, ...]:

@@ -16,7 +16,9 @@ from .call import LoopSettings
 from .inputs import GenerationInputs
 from .logits_process import InfNanRemoveLogitsProcessor, LogitsProcessor
 from .output import GenerationOutput
-from .slots import AbstractSlots, CrossAttentions, Decode, Newest, OwnSlots
+from .places import Places, places_from, put_at, take_at
+from .prompt_lookup import PromptLookup
+from .slots import AbstractSlots, Decode, Newest, OwnSlots, RowAttentions
 
 
 _BY_STEP = split(None, ROWS, None, TENSOR)
@@ -28,29 +30,38 @@ class Records(eqx.Module):
     scores: Float[Array, "*steps batch rows vocab"] | None = eqx.field(metadata=_BY_STEP)
     logits: Float[Array, "*steps batch rows vocab"] | None = eqx.field(metadata=_BY_STEP)
     cross_attentions: (
-        tuple[Float[Array, "*steps batch heads rows source"] | None, ...] | None
+        tuple[Float[Array, "*steps batch rows heads source"] | None, ...] | None
     ) = eqx.field(metadata=split(None, ROWS))
 
     @classmethod
-    def of_step(
+    def of_tokens(
         cls,
         settings: LoopSettings,
-        scores: Float[Array, "batch rows vocab"],
-        logits: Float[Array, "batch rows vocab"],
-        cross_attentions: CrossAttentions | None,
-    ) -> "Records":
-        """The records of one step that the settings ask for."""
-        return cls(
+        scores: Float[Array, "batch rows new vocab"],
+        logits: Float[Array, "batch rows new vocab"],
+        cross_attentions: RowAttentions | None,
+    ) -> tuple["Records", ...]:
+        """The records of each of the new tokens that the settings ask for."""
+        records = cls(
             scores if settings.output_scores else None,
             logits if settings.output_logits else None,
-            cross_attentions if settings.output_attentions else None,
+            jax.tree.map(lambda x: x.swapaxes(2, 3), cross_attentions)
+            if settings.output_attentions
+            else None,
+        )
+        return tuple(
+            jax.tree.map(lambda x, i=i: x[:, :, i], records) for i in range(scores.shape[2])
         )
 
-    def write(self, step: Integer[Array, ""], new: "Records") -> "Records":
-        """These records, with those of one more step."""
+    def write(self, steps: Places, new: "Records") -> "Records":
+        """These records, with those of one more step of each row. What is after the last
+        step is lost."""
 
         def write(old: Array, new: Array) -> Array:
-            return jax.lax.dynamic_update_index_in_dim(old, new, step, axis=0)
+            if steps.size == 1:
+                return old.at[steps.reshape(())].set(new, mode="drop")
+            batch, row = (jnp.arange(n, dtype=jnp.int32) for n in new.shape[:2])
+            return old.at[steps, batch[:, None], row[None]].set(new, mode="drop")
 
         return jax.tree.map(write, self, new)
 
@@ -63,21 +74,27 @@ class Progress(eqx.Module):
     - `input_ids`: the tokens so far, the prompt first, with -1 where it is padded.
     - `ancestors`: for each row and step, the row whose token of that step it continues;
         see `AbstractSlots`.
-    - `num_new`: how many tokens have been generated.
+    - `num_new`: how many tokens have been generated: of each row, of each input whose rows
+        go in step, or of all if all go in step, as the sizes of its axes say.
     - `settings`: what the loop reads of the settings.
     - `prompt_length`: the length of the prompt, padding included.
     """
 
     input_ids: Integer[Array, "batch rows max_length"]
     ancestors: Integer[Array, "batch rows steps"]
-    num_new: Integer[Array, ""]
+    num_new: Places
     settings: LoopSettings = eqx.field(metadata=split())
     prompt_length: int = eqx.field(static=True)
 
     @property
-    def length(self) -> Integer[Array, ""]:
+    def length(self) -> Places:
         """The number of tokens in each row, the prompt and its padding included."""
         return self.prompt_length + self.num_new
+
+    @property
+    def lengths(self) -> Integer[Array, "batch rows"]:
+        """`length`, row by row."""
+        return jnp.broadcast_to(self.length, self.input_ids.shape[:2])
 
     @property
     def num_rows(self) -> int:
@@ -97,12 +114,18 @@ class Progress(eqx.Module):
         self,
         input_ids: Integer[Array, "batch rows max_length"],
         ancestors: Integer[Array, "batch rows steps"],
+        counts: Integer[Array, "batch rows"] | None = None,
     ) -> "Progress":
-        """The progress after one more token in each row."""
+        """The progress after so many more tokens in each row; after one, without `counts`,
+        which rows that go in step do not need."""
+        more = 1
+        if counts is not None:
+            axes = tuple(i for i in range(2) if self.num_new.shape[i] == 1)
+            more = jnp.max(counts, axis=axes, keepdims=True)
         return eqx.tree_at(
             lambda p: (p.input_ids, p.ancestors, p.num_new),
             self,
-            (input_ids, ancestors, self.num_new + 1),
+            (input_ids, ancestors, self.num_new + more),
         )
 
 
@@ -123,23 +146,27 @@ class AbstractStrategy(eqx.Module):
 
     @abc.abstractmethod
     def scores(
-        self, logits: Float[Array, "batch rows vocab"]
-    ) -> Float[Array, "batch rows vocab"]:
+        self, logits: Float[Array, "batch rows new vocab"]
+    ) -> Float[Array, "batch rows new vocab"]:
         """What the processors are given, made from the logits of the next token."""
 
     @abc.abstractmethod
     def choose(
-        self, scores: Float[Array, "batch rows vocab"], progress: Progress
+        self,
+        scores: Float[Array, "batch rows new vocab"],
+        progress: Progress,
+        drafts: Integer[Array, "batch rows drafts"],
     ) -> tuple["AbstractStrategy", Progress]:
-        """Chooses a token for each row, by the processed scores.
+        """Chooses a token for each row, by the processed scores; and, as long as the draft
+        of a token is what was chosen, the token after it.
 
         **Returns** the next strategy and the next progress. A row may continue the tokens
         and the ancestors of another one.
         """
 
     @abc.abstractmethod
-    def is_done(self, progress: Progress) -> Bool[Array, ""]:
-        """Whether all rows have ended."""
+    def is_going_on(self, progress: Progress) -> Bool[Array, "batch rows"]:
+        """Which rows have not ended."""
 
     @abc.abstractmethod
     def result(self, progress: Progress) -> Result:
@@ -163,6 +190,7 @@ class GenerationState(eqx.Module):
     - `source_offset`: how far the source has been moved to the left.
     - `processors`: what changes the scores.
     - `inputs`: with `output_cache`, what `encode_source` has returned.
+    - `lookup`: with `prompt_lookup_num_tokens`, what drafts tokens.
     """
 
     progress: Progress
@@ -173,70 +201,121 @@ class GenerationState(eqx.Module):
     source_offset: Integer[Array, " batch"] | None
     processors: tuple[LogitsProcessor, ...]
     inputs: GenerationInputs | None
+    lookup: PromptLookup | None
 
     @property
     def is_done(self) -> Bool[Array, ""]:
         """Whether all rows have ended."""
-        return self.strategy.is_done(self.progress)
+        return ~jnp.any(self.strategy.is_going_on(self.progress))
 
     @property
     def settings(self) -> LoopSettings:
         """What the loop reads of the settings."""
         return self.progress.settings
 
-    def step(self, decode: Decode) -> "GenerationState":
-        """The state after one more token in each row."""
-        scores, records, slots = self.observe(decode)
-        strategy, progress = self.strategy.choose(scores, self.progress)
+    @property
+    def is_drafting(self) -> Bool[Array, ""]:
+        """Whether the next step is to try drafts."""
+        lookup, progress = self.lookup, self.progress
+        if lookup is None:
+            return jnp.zeros((), bool)
+        return lookup.is_worthwhile(self.strategy.is_going_on(progress))
+
+    def step(self, decode: Decode, *, tries_drafts: bool) -> "GenerationState":
+        """The state after one more token in each row; or, if it tries drafts, after one
+        more than there are right ones."""
+        lookup = self.lookup
+        num_drafts = 0
+        if tries_drafts and lookup is not None:
+            num_drafts = lookup.num_tokens
+        drafts = jnp.zeros((*self.progress.input_ids.shape[:2], 0), jnp.int32)
+        if lookup is not None:
+            drafts = lookup.drafts[..., :num_drafts]
+        scores, new_records, slots = self.observe(decode, drafts)
+        strategy, progress = self.strategy.choose(scores, self.progress, drafts)
+        records = self.records
+        for i, new in enumerate(new_records):
+            records = records.write(self._recorded(i, progress), new)
+        if lookup is not None:
+            lookup = lookup.after(
+                progress.input_ids,
+                self.progress.length,
+                progress.length,
+                drafts.shape[2] + 1,
+            )
         return GenerationState(
             progress,
             strategy,
             self.first,
             slots,
-            self.records.write(self.progress.num_new, records),
+            records,
             self.source_offset,
             self.processors,
             self.inputs,
+            lookup,
         )
 
+    def _recorded(self, i: int, progress: Progress) -> Places:
+        """Where records of the new token `i` of each row are kept: after the last step, and
+        so nowhere, if it was drafted wrongly."""
+        if i == 0:
+            return self.progress.num_new
+        step = self.progress.num_new + i
+        return jnp.where(step < progress.num_new, step, self.settings.num_steps)
+
     def observe(
-        self, decode: Decode
-    ) -> tuple[Float[Array, "batch rows vocab"], Records, AbstractSlots]:
-        """The processed scores of the next token; what is kept of this step; and the slots
-        with the newest token in them."""
+        self, decode: Decode, drafts: Integer[Array, "batch rows drafts"]
+    ) -> tuple[Float[Array, "batch rows new vocab"], tuple[Records, ...], AbstractSlots]:
+        """The processed scores of the next token and, as if the drafts were right, of those
+        after them; what may be kept of each; and the slots with the newest token and the
+        drafts in them."""
         progress = self.progress
-        newest = jax.lax.dynamic_index_in_dim(
-            progress.input_ids, progress.length - 1, axis=2, keepdims=False
-        )
-        positions = progress.length - 1 - self.first[:, None]
+        newest = take_at(progress.input_ids, progress.length - 1)
+        tokens = jnp.concatenate([newest[..., None], jnp.maximum(drafts, 0)], axis=-1)
         logits, cross_attentions, slots = self.slots.decode(
             decode,
             Newest(
-                newest,
-                jnp.broadcast_to(positions, newest.shape),
+                tokens,
+                self._positions(*tokens.shape),
                 progress.ancestors,
                 progress.num_new,
             ),
             output_attentions=self.settings.output_attentions,
         )
         logits = logits.astype(at_least_float32(logits))
-        scores = self._process(self.strategy.scores(logits))
-        records = Records.of_step(self.settings, scores, logits, cross_attentions)
+        scores = self._process(self.strategy.scores(logits), drafts)
+        records = Records.of_tokens(self.settings, scores, logits, cross_attentions)
         return scores, records, slots
 
+    def _positions(
+        self, batch: int, rows: int, new: int
+    ) -> Integer[Array, "{batch} {rows} {new}"]:
+        """The positions of the newest token of each row and of drafts after it; no larger
+        than that of the last token that is ever read."""
+        last = self.progress.prompt_length + jnp.asarray(self.settings.max_new_tokens) - 2
+        place = jnp.minimum(places_from(self.progress.length - 1, new), last)
+        positions = place - self.first[:, None, None]
+        return jnp.broadcast_to(positions, (batch, rows, new)).astype(jnp.int32)
+
     def _process(
-        self, scores: Float[Array, "batch rows vocab"]
-    ) -> Float[Array, "batch rows vocab"]:
+        self,
+        scores: Float[Array, "batch rows new vocab"],
+        drafts: Integer[Array, "batch rows drafts"],
+    ) -> Float[Array, "batch rows new vocab"]:
         """The scores, changed by the processors. A row of NaN stays one, even where they
         force a token, unless one of them is there to remove NaN."""
         is_nan = jnp.isnan(scores[..., :1])
         if any(isinstance(p, InfNanRemoveLogitsProcessor) for p in self.processors):
             is_nan = jnp.zeros_like(is_nan)
-        input_ids = self.progress.input_ids
-        input_ids = input_ids.reshape(-1, input_ids.shape[-1])
+        progress = self.progress
+        input_ids, new = progress.input_ids, scores.shape[2]
+        if new > 1:
+            input_ids = put_at(input_ids, progress.length, drafts)
+        input_ids = jnp.repeat(input_ids.reshape(-1, input_ids.shape[-1]), new, axis=0)
+        lengths = places_from(progress.lengths, new).reshape(-1, 1)
         flat = scores.reshape(-1, scores.shape[-1])
         for processor in self.processors:
-            flat = processor(input_ids, flat, self.progress.length)
+            flat = processor(input_ids, flat, lengths)
         return jnp.where(is_nan, jnp.nan, flat.reshape(scores.shape))
 
     @on_any_mesh
@@ -265,14 +344,14 @@ class GenerationState(eqx.Module):
         """The recorded cross-attentions, along these ancestors."""
         if self.records.cross_attentions is None:
             return None
-        index = jnp.moveaxis(ancestors, -1, 0)[:, :, None, :, None]
+        index = jnp.moveaxis(ancestors, -1, 0)[..., None, None]
 
         def along(weights: Array) -> Array:
-            chosen = jnp.take_along_axis(weights, index, axis=3)
+            chosen = jnp.take_along_axis(weights, index, axis=2)
             chosen = jnp.where(index >= 0, chosen, 0)
             if self.source_offset is not None:
                 chosen = jax.vmap(jnp.roll, (1, 0, None), 1)(chosen, self.source_offset, -1)
-            chosen = chosen.transpose(1, 3, 2, 0, 4)
+            chosen = chosen.transpose(1, 2, 3, 0, 4)
             return chosen.reshape(-1, *chosen.shape[2:])
 
         return jax.tree.map(along, self.records.cross_attentions)
@@ -283,21 +362,23 @@ class GenerationState(eqx.Module):
             return None
         assert isinstance(self.slots, OwnSlots)
         progress = self.progress
-        num_read = jnp.minimum(lengths, progress.length - 1)[:, None]
+        num_read = jnp.minimum(lengths, progress.lengths[:, 0] - 1)[:, None]
         place = jnp.arange(progress.input_ids.shape[-1], dtype=jnp.int32)[None]
         input_ids = jnp.where(place < num_read, progress.input_ids[:, 0], -1)
         positions = jnp.where(input_ids >= 0, place - self.first[:, None], -1)
         past = self.slots.past(
-            positions[:, progress.prompt_length - 1 : -1], progress.num_new
+            positions[:, progress.prompt_length - 1 : -1], jnp.max(progress.num_new)
         )
         inputs = dataclasses.replace(self.inputs, prompt=input_ids)
         return GenerationCache(past, inputs)
 
 
 def initial_progress(
-    prompt: Integer[Array, "batch prompt"], settings: LoopSettings
+    prompt: Integer[Array, "batch prompt"],
+    settings: LoopSettings,
+    pace: tuple[int, int] = (1, 1),
 ) -> Progress:
-    """The rows before the first step."""
+    """The rows before the first step; `pace` is the shape of `Progress.num_new`."""
     batch, length = prompt.shape
     rows, steps = settings.num_rows, settings.num_steps
     prompts = jnp.broadcast_to(prompt[:, None], (batch, rows, length)).astype(jnp.int32)
@@ -305,7 +386,7 @@ def initial_progress(
     return Progress(
         jnp.concatenate([prompts, new], axis=-1),
         jnp.full((batch, rows, steps), -1, jnp.int32),
-        jnp.zeros((), jnp.int32),
+        jnp.zeros(pace, jnp.int32),
         settings,
         length,
     )

@@ -4,12 +4,11 @@ object."""
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
 from ..config import BartConfig
-from ..nn.cache import KeyValues
+from ..nn.cache import FirstSlot, KeyValues, written
 from ..nn.checks import ArrayLike, error_if, Mask
 
 
@@ -137,6 +136,7 @@ class BartCache(eqx.Module):
         self,
         attention_mask: Mask[ArrayLike, "batch new"] | None = None,
         position_ids: Integer[Array, "#batch new"] | None = None,
+        first_slot: FirstSlot | None = None,
     ) -> "BartCache":
         """This cache, with notes about the tokens that are written next.
 
@@ -144,11 +144,13 @@ class BartCache(eqx.Module):
 
         - `attention_mask`: which of them may be attended to; all by default.
         - `position_ids`: their positions; by default those that follow one another.
+        - `first_slot`: as in `Context`; by default the first that has not been written to.
         """
+        start = self.length if first_slot is None else first_slot
 
         def noted(old: Array, new: Array) -> Array:
             new = jnp.broadcast_to(new, (self.batch_size, new.shape[1])).astype(old.dtype)
-            return jax.lax.dynamic_update_slice_in_dim(old, new, self.length, axis=1)
+            return written(old, new, start, axis=1)
 
         mask, positions = self.attention_mask, self.positions
         if attention_mask is not None:

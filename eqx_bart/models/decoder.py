@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from ..config import BartConfig
 from ..nn.attention import causal_mask, padding_mask
+from ..nn.cache import FirstSlot
 from ..nn.checks import ArrayLike, Mask
 from ..nn.embedding import AbstractEmbedding
 from ..nn.layer import Context, NOTHING, Show
@@ -108,6 +109,7 @@ class BartDecoder(BartStack):
         position_ids: Integer[Array, "#batch new"] | None = None,
         *,
         mask: Bool[Array, "#batch 1 new slots"] | None = None,
+        first_slot: FirstSlot | None = None,
         show: Show = NOTHING,
         key: PRNGKeyArray | None = None,
     ) -> tuple[BaseModelOutputWithCrossAttentions, BartCache]:
@@ -121,6 +123,7 @@ class BartDecoder(BartStack):
             them.
         - `mask`: which slots each new token attends to; by default its own and those before
             it, as far as the attention masks allow.
+        - `first_slot`: where they are written, if not after those in `cache`.
         - `show`: as in `Context`.
 
         **Returns** the outputs, and the next cache.
@@ -129,14 +132,14 @@ class BartDecoder(BartStack):
         is_token = None
         if attention_mask is not None:
             is_token = jnp.asarray(attention_mask, bool)
-        cache = cache.expect(is_token, position_ids)
+        cache = cache.expect(is_token, position_ids, first_slot)
         if position_ids is None:
             position_ids = self.embed_positions.span(cache.length, num_new)
         context = Context(
             cache.mask(num_new) if mask is None else mask,
             position_ids,
             cache.positions,
-            cache.length,
+            cache.length if first_slot is None else first_slot,
             is_token,
             cache.source,
             show,

@@ -19,6 +19,7 @@ from ..files.errors import CheckpointError
 from ..generation.config import GenerationConfig
 from ..generation.inputs import GenerationInputs
 from ..generation.mixin import GenerationMixin
+from ..generation.slots import NewTokens
 from ..nn.buffer import Buffer
 from ..nn.checks import ArrayLike
 from ..nn.embedding import AbstractEmbedding
@@ -191,20 +192,16 @@ class LanguageModel(PretrainedModel, GenerationMixin):
         return self.head is None and all(type(x) is BartDecoderLayer for x in layers)
 
     def generation_step(
-        self,
-        tokens: Integer[Array, "batch new"],
-        cache: BartCache,
-        position_ids: Integer[Array, "batch new"],
-        mask: Bool[Array, "batch 1 new slots"],
-        output_attentions: bool,  # noqa: FBT001
+        self, new: NewTokens, cache: BartCache
     ) -> tuple[Float[Array, "batch new vocab"], Attentions | None, BartCache]:
         """See `GenerationMixin.generation_step`."""
         decoded, cache = self.decoder.step(
-            self.decoder_embed_tokens.lookup(tokens),
+            self.decoder_embed_tokens.lookup(new.ids),
             cache,
-            position_ids=position_ids,
-            mask=mask,
-            show=Show(output_attentions or self._needs_attentions),
+            position_ids=new.positions,
+            mask=new.mask,
+            first_slot=new.first_slot,
+            show=Show(new.output_attentions or self._needs_attentions),
         )
         return self.logits(decoded, cache.source), decoded.cross_attentions, cache
 

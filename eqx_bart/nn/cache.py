@@ -4,12 +4,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float, Integer, Shaped
 
 from .mesh import on_any_mesh, ROWS, split, TENSOR
 
 
 _BY_HEAD = split(ROWS, TENSOR)
+
+#: The first of the slots that tokens are written to: one for all rows, or one for each.
+FirstSlot = int | Integer[Array, ""] | Integer[Array, " batch"]
 
 
 class KeyValues(eqx.Module):
@@ -37,9 +40,9 @@ class KeyValues(eqx.Module):
         return cls(zeros, zeros)
 
     @on_any_mesh
-    def write(self, new: "KeyValues", start: int | Integer[Array, ""]) -> "KeyValues":
-        """These, with `new` written over the slots from `start` on. The caller must check
-        that the slots exist.
+    def write(self, new: "KeyValues", start: FirstSlot) -> "KeyValues":
+        """These, with `new` written over the slots from `start` on, a number for all rows
+        or one for each. The caller must check that the slots exist.
 
         **Raises** `ValueError` if `new` has another batch size, number of heads or head
         size.
@@ -53,7 +56,23 @@ class KeyValues(eqx.Module):
                         f"was given {name}={new.shape[axis]}: an attention writes the "
                         "shapes that its init_cache makes."
                     )
-            new = new.astype(old.dtype)
-            return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=2)
+            return written(old, new.astype(old.dtype), start, axis=2)
 
         return jax.tree.map(write, self, new)
+
+
+def written(
+    old: Shaped[Array, "batch ..."],
+    new: Shaped[Array, "batch ..."],
+    start: FirstSlot,
+    *,
+    axis: int,
+) -> Shaped[Array, "batch ..."]:
+    """`old`, with `new` in the place of what is there from `start` on along an axis."""
+    if jnp.ndim(start) == 0:
+        return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis)
+
+    def write(old: Array, new: Array, start: Integer[Array, ""]) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis - 1)
+
+    return jax.vmap(write)(old, new, start)

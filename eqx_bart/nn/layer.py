@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from .attention import AbstractAttention, padding_mask
-from .cache import KeyValues
+from .cache import FirstSlot, KeyValues
 
 
 #: What a layer has to show as well as its states, by name: `"attentions"`, the weights of
@@ -74,7 +74,8 @@ class Context(eqx.Module):
     - `mask`: which slots each new token may attend to; `None` for all. True = may attend.
     - `positions`: of the new tokens.
     - `slot_positions`: of the token in each slot, or of the one to be written there.
-    - `first_slot`: the new tokens are written to this slot and to those after it.
+    - `first_slot`: the new tokens are written to this slot and to those after it: one
+        number, or one for each row, where rows advance at their own pace.
     - `attention_mask`: which new tokens are not padding; `None` if there is no padding.
     - `source`: what a decoder's layers attend to as well: a `Source`; more than one, or
         what a model of your own makes of its input; `None` without an encoder.
@@ -84,7 +85,7 @@ class Context(eqx.Module):
     mask: Bool[Array, "#batch 1 #new slots"] | None
     positions: Integer[Array, "#batch new"]
     slot_positions: Integer[Array, "#batch slots"]
-    first_slot: int | Integer[Array, ""] = 0
+    first_slot: FirstSlot = 0
     attention_mask: Bool[Array, "batch new"] | None = None
     source: Any = None
     show: Show = eqx.field(static=True, default=NOTHING)

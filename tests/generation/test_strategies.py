@@ -337,7 +337,7 @@ class Favour(eb.LogitsProcessor):
 
     def __call__(self, input_ids, scores, length):
         assert input_ids.shape[0] == scores.shape[0]
-        return scores.at[:, self.token].add(jnp.where(length == 3, self.bonus, 0))
+        return scores.at[:, self.token].add(jnp.where(length[:, 0] == 3, self.bonus, 0))
 
 
 @pytest.mark.parametrize("settings", [GREEDY, BEAMS], ids=str)

@@ -17,6 +17,7 @@ from ..inputs import power_of_two
 
 Scores = Float[Array, "rows vocab"]
 Tokens = Integer[Array, "rows max_length"]
+Lengths = Integer[Array, "rows 1"]
 
 #: A setting that is a number. It is an operand of the compiled program, so that programs
 #: are compiled for no other value of it.
@@ -33,18 +34,18 @@ class LogitsProcessor(eqx.Module):
     """
 
     @abc.abstractmethod
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         """The scores of the next token, changed.
 
         **Arguments:**
 
         - `input_ids`: the rows so far, the prompt first. A row is a beam, or a sample; the
             rows of one input follow one another. Padding of the prompt is -1. Only the
-            first `length` places count.
+            first `length` places count. Where tokens are drafted, there is a row for each
+            of them, as if it was right.
         - `scores`: logits, or log-probabilities for beams; float32 or better.
-        - `length`: how many places are decided, the same for all rows.
+        - `length`: how many places of each row are decided. It goes with `input_ids` and
+            `scores` as it is: `scores[i]` are those of what comes at `length[i, 0]`.
         """
 
     def for_batch(self, batch_size: int, padded_size: int) -> "LogitsProcessor":
@@ -87,7 +88,7 @@ def forbid(
     scores: Scores,
     token_ids: Ids,
     *,
-    when: bool | Bool[Array, "#rows #one"] | Bool[Array, ""],
+    when: bool | Bool[Array, "rows 1"],
 ) -> Scores:
     """The scores, with -inf for these tokens where `when` holds."""
     places = columns(token_ids, scores)
@@ -95,7 +96,7 @@ def forbid(
     return scores.at[:, places].set(kept, mode="drop")
 
 
-def count(input_ids: Tokens, length: Integer[Array, ""]) -> Integer[Array, "rows 1"]:
+def count(input_ids: Tokens, length: Integer[Array, "#rows 1"]) -> Lengths:
     """How many of the first `length` places are not padding."""
     place = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
     is_token = (input_ids >= 0) & (place < length)

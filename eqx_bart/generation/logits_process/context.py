@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
@@ -12,6 +11,7 @@ from ...nn.checks import ArrayLike
 from ..inputs import power_of_two
 from .base import (
     columns,
+    Lengths,
     LogitsProcessor,
     Number,
     number,
@@ -48,9 +48,7 @@ class SequenceBiasLogitsProcessor(LogitsProcessor):
         self.is_forbidden = np.isneginf(numbers)
         self.biases = np.where(self.is_forbidden, 0, numbers)
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         sequences = jnp.asarray(self.sequences)
         biases = jnp.asarray(self.biases, scores.dtype)
         biases = jnp.where(jnp.asarray(self.is_forbidden), -jnp.inf, biases)
@@ -68,9 +66,7 @@ class EncoderRepetitionPenaltyLogitsProcessor(LogitsProcessor):
     penalty: Number = eqx.field(converter=number)
     encoder_input_ids: Integer[ArrayLike, "batch source"]
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         source = _per_row(self.encoder_input_ids, scores)
         return _penalise(scores, source, 1 / jnp.asarray(self.penalty, scores.dtype))
 
@@ -83,10 +79,8 @@ class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
 
     penalty: Number = eqx.field(converter=number)
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
-        is_decided = jnp.arange(input_ids.shape[1], dtype=jnp.int32) < length
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
+        is_decided = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None] < length
         return _penalise(scores, jnp.where(is_decided, input_ids, -1), self.penalty)
 
 
@@ -95,10 +89,8 @@ class NoRepeatNGramLogitsProcessor(LogitsProcessor):
 
     ngram_size: int = eqx.field(static=True)
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
-        is_decided = jnp.arange(input_ids.shape[1], dtype=jnp.int32) < length
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
+        is_decided = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None] < length
         history = jnp.where(is_decided, input_ids, -1)
         return _forbid_ngrams(scores, history, input_ids, length, self.ngram_size)
 
@@ -109,9 +101,7 @@ class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
     ngram_size: int = eqx.field(static=True)
     encoder_input_ids: Integer[ArrayLike, "batch source"]
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         history = _per_row(self.encoder_input_ids, scores)
         return _forbid_ngrams(scores, history, input_ids, length, self.ngram_size)
 
@@ -140,19 +130,18 @@ def _penalise(
     )
 
 
-def _suffix(
-    input_ids: Tokens, length: Integer[Array, ""], size: int
-) -> Integer[Array, "rows {size}"]:
-    """The last `size` tokens, after padding if there are not that many."""
-    begun = jnp.pad(input_ids, ((0, 0), (size, 0)), constant_values=-1)
-    return jax.lax.dynamic_slice_in_dim(begun, length, size, axis=1)
+def _suffix(input_ids: Tokens, length: Lengths, size: int) -> Integer[Array, "rows {size}"]:
+    """The last `size` tokens of each row, after padding if there are not that many."""
+    place = length - size + jnp.arange(size, dtype=jnp.int32)[None]
+    tokens = jnp.take_along_axis(input_ids, jnp.maximum(place, 0), axis=1, mode="clip")
+    return jnp.where(place < 0, -1, tokens)
 
 
 def _forbid_ngrams(
     scores: Scores,
     history: Integer[Array, "rows tokens"],
     input_ids: Tokens,
-    length: Integer[Array, ""],
+    length: Lengths,
     size: int,
 ) -> Scores:
     """Forbids what would repeat an n-gram of `history`; -1 is in no n-gram."""

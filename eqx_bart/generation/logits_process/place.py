@@ -2,7 +2,7 @@
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Integer
+from jaxtyping import Array, Bool
 
 from .base import (
     columns,
@@ -10,6 +10,7 @@ from .base import (
     forbid,
     id_array,
     Ids,
+    Lengths,
     LogitsProcessor,
     Number,
     number,
@@ -24,9 +25,7 @@ class MinLengthLogitsProcessor(LogitsProcessor):
     min_length: Number = eqx.field(converter=number)
     eos_token_id: Ids = eqx.field(converter=id_array)
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         return forbid(scores, self.eos_token_id, when=length < self.min_length)
 
 
@@ -35,9 +34,7 @@ class ForcedBOSTokenLogitsProcessor(LogitsProcessor):
 
     bos_token_id: Number = eqx.field(converter=number)
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         return _force(scores, self.bos_token_id[None], when=count(input_ids, length) == 1)
 
 
@@ -47,18 +44,14 @@ class ForcedEOSTokenLogitsProcessor(LogitsProcessor):
     max_length: Number = eqx.field(converter=number)
     eos_token_id: Ids = eqx.field(converter=id_array)
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         return _force(scores, self.eos_token_id, when=length == self.max_length - 1)
 
 
 class InfNanRemoveLogitsProcessor(LogitsProcessor):
     """Replaces NaN by 0, and infinities by the largest and smallest finite scores."""
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         return jnp.nan_to_num(scores)
 
 
@@ -69,9 +62,7 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
     factor: Number = eqx.field(converter=number)
     eos_token_id: Ids = eqx.field(converter=id_array)
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         places = columns(self.eos_token_id, scores)
         eos = scores.at[:, places].get(mode="fill", fill_value=0)
         excess = jnp.maximum(length - self.start, 0).astype(eos.dtype)
@@ -85,9 +76,7 @@ class SuppressTokensLogitsProcessor(LogitsProcessor):
 
     suppress_tokens: Ids = eqx.field(converter=id_array)
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         return forbid(scores, self.suppress_tokens, when=True)
 
 
@@ -99,13 +88,11 @@ class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
     begin_index: Number = eqx.field(converter=number)
     is_bos_forced: bool = eqx.field(static=True, default=False)
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         begin_index = jnp.asarray(self.begin_index)
         if self.is_bos_forced:
-            is_next = count(input_ids, begin_index) == 1
-            begin_index += is_next.astype(begin_index.dtype)
+            is_next = count(input_ids, jnp.broadcast_to(begin_index, length.shape)) == 1
+            begin_index = begin_index + is_next.astype(begin_index.dtype)
         return forbid(scores, self.begin_suppress_tokens, when=length == begin_index)
 
 
@@ -113,7 +100,7 @@ def _force(
     scores: Scores,
     token_ids: Ids,
     *,
-    when: Bool[Array, "#rows #one"] | Bool[Array, ""],
+    when: Bool[Array, "rows 1"],
 ) -> Scores:
     forced = jnp.full_like(scores[0], -jnp.inf)
     forced = forced.at[columns(token_ids, scores)].set(0, mode="drop")

@@ -10,7 +10,7 @@ from jaxtyping import Array, Integer
 
 from ...nn.checks import ArrayLike
 from ..inputs import power_of_two
-from .base import LogitsProcessor, padded, Scores, Tokens
+from .base import Lengths, LogitsProcessor, padded, Scores, Tokens
 
 
 #: The token ids of each allowed answer.
@@ -93,9 +93,7 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
             lambda p: p.roots, self, roots.pad(self.roots, missing, mode="edge")
         )
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         starts, tokens = jnp.asarray(self.starts), jnp.asarray(self.tokens)
         node = self._walk(input_ids, length)
         first, end = starts[node], starts[node + 1]
@@ -107,9 +105,7 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
         allowed = jnp.full_like(scores, -jnp.inf).at[rows, token].set(kept, mode="drop")
         return jnp.where((node < 0)[:, None] | (first == end)[:, None], scores, allowed)
 
-    def _walk(
-        self, input_ids: Tokens, length: Integer[Array, ""]
-    ) -> Integer[Array, " rows"]:
+    def _walk(self, input_ids: Tokens, length: Lengths) -> Integer[Array, " rows"]:
         """The node that each row has reached; -1 if its sequence is over."""
         starts, tokens = jnp.asarray(self.starts), jnp.asarray(self.tokens)
         targets = jnp.asarray(self.targets)
@@ -120,10 +116,10 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
             edge = self._search(tokens, token, first, end)
             is_edge = (node >= 0) & (edge < end) & (tokens[edge] == token)
             target = jnp.where(is_edge, targets[edge], -1)
-            return jnp.where(token < 0, node, target)
+            return jnp.where((token < 0) | (i >= length[:, 0]), node, target)
 
         roots = jnp.repeat(jnp.asarray(self.roots), len(input_ids) // self.roots.size)
-        return jax.lax.fori_loop(0, length, down, roots)
+        return jax.lax.fori_loop(0, jnp.max(length), down, roots)
 
     def _search(
         self,

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from ..inputs import power_of_two
 from ..top_k import top_k
-from .base import LogitsProcessor, Number, number, Scores, Tokens
+from .base import Lengths, LogitsProcessor, Number, number, Scores, Tokens
 
 
 # `top_k` is 50 by default.
@@ -19,9 +19,7 @@ class TemperatureLogitsWarper(LogitsProcessor):
 
     temperature: Number = eqx.field(converter=number)
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         return scores / _as_scores(self.temperature, scores)
 
 
@@ -46,9 +44,7 @@ class TopKLogitsWarper(LogitsProcessor):
         self.min_tokens_to_keep = min_tokens_to_keep
         self.at_most = power_of_two(max(top_k, _SMALLEST_TOP_K))
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         most = min(self.at_most, scores.shape[1])
         likeliest, _ = top_k(scores, most)
         last = jnp.minimum(jnp.asarray(self.top_k, jnp.int32), most) - 1
@@ -69,9 +65,7 @@ class TopPLogitsWarper(LogitsProcessor):
     filter_value: float = eqx.field(static=True, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         top_p = _as_scores(self.top_p, scores)
         is_kept = _are_first(-scores, jax.nn.softmax(scores), top_p)
         return _keep(scores, is_kept, scores, self.min_tokens_to_keep, self.filter_value)
@@ -87,9 +81,7 @@ class MinPLogitsWarper(LogitsProcessor):
     filter_value: float = eqx.field(static=True, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         probabilities = jax.nn.softmax(scores)
         top = jnp.max(probabilities, axis=-1, keepdims=True)
         is_kept = probabilities >= _as_scores(self.min_p, scores) * top
@@ -107,9 +99,7 @@ class TypicalLogitsWarper(LogitsProcessor):
     filter_value: float = eqx.field(static=True, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         log_probs = jax.nn.log_softmax(scores)
         surprise = jnp.abs(-log_probs - _entropy(log_probs))
         mass = _as_scores(self.mass, scores)
@@ -127,9 +117,7 @@ class EpsilonLogitsWarper(LogitsProcessor):
     filter_value: float = eqx.field(static=True, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         is_kept = jax.nn.softmax(scores) >= _as_scores(self.epsilon, scores)
         return _keep(scores, is_kept, scores, self.min_tokens_to_keep, self.filter_value)
 
@@ -144,9 +132,7 @@ class EtaLogitsWarper(LogitsProcessor):
     filter_value: float = eqx.field(static=True, default=-float("inf"))
     min_tokens_to_keep: int = eqx.field(static=True, default=1)
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         log_probs = jax.nn.log_softmax(scores)
         epsilon = _as_scores(self.epsilon, scores)
         eta = jnp.sqrt(epsilon) * jnp.exp(-_entropy(log_probs))
@@ -157,9 +143,7 @@ class EtaLogitsWarper(LogitsProcessor):
 class LogitNormalization(LogitsProcessor):
     """Makes the scores log-probabilities."""
 
-    def __call__(
-        self, input_ids: Tokens, scores: Scores, length: Integer[Array, ""]
-    ) -> Scores:
+    def __call__(self, input_ids: Tokens, scores: Scores, length: Lengths) -> Scores:
         return jax.nn.log_softmax(scores)
 
 

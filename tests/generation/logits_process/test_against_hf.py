@@ -162,7 +162,11 @@ def test_scores_are_those_of_hf(name):
         scores[:, :2] = rng.normal(size=(ROWS, 2))  # what is left to choose from
         processor, theirs = PROCESSORS[name](rng, source, length)
         found = np.asarray(
-            processor(jnp.asarray(tokens), jnp.asarray(scores), jnp.asarray(length))
+            processor(
+                jnp.asarray(tokens),
+                jnp.asarray(scores),
+                jnp.full((len(tokens), 1), length, jnp.int32),
+            )
         )
         for row, padding in enumerate(paddings):
             expected = theirs(row)(
@@ -180,6 +184,10 @@ def test_an_ngram_as_long_as_the_source():
         theirs = hf.EncoderNoRepeatNGramLogitsProcessor(size, torch.tensor(source))
         expected = theirs(torch.from_numpy(tokens[:, :3]), torch.from_numpy(scores)).numpy()
         processor = ours.EncoderNoRepeatNGramLogitsProcessor(size, jnp.asarray(source))
-        found = processor(jnp.asarray(tokens), jnp.asarray(scores), jnp.asarray(3))
+        found = processor(
+            jnp.asarray(tokens),
+            jnp.asarray(scores),
+            jnp.full((len(tokens), 1), 3, jnp.int32),
+        )
         assert np.array_equal(found, expected)
         assert np.flatnonzero(np.isneginf(expected)).tolist() == [5]

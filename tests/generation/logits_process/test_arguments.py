@@ -18,7 +18,9 @@ def check(name, *arguments, **options):
     expected = getattr(hf, name)(*arguments, **options)
     expected = expected(torch.tensor(IDS), torch.tensor(SCORES)).numpy()
     processor = getattr(ours, name)(*arguments, **options)
-    scores = processor(jnp.asarray(IDS), jnp.asarray(SCORES), jnp.asarray(3))
+    scores = processor(
+        jnp.asarray(IDS), jnp.asarray(SCORES), jnp.full((len(IDS), 1), 3, jnp.int32)
+    )
     assert np.allclose(scores, expected)
     assert not np.allclose(scores, SCORES)
 

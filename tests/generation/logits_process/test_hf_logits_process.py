@@ -23,7 +23,9 @@ def apply(processor, scores, tokens=((0,),), length=None):
     length = tokens.shape[1] if length is None else length
     scores = jnp.asarray(scores, jnp.float32)
     before = np.array(scores)
-    found = processor(jnp.asarray(tokens), scores, jnp.asarray(length))
+    found = processor(
+        jnp.asarray(tokens), scores, jnp.full((len(tokens), 1), length, jnp.int32)
+    )
     assert np.array_equal(scores, before, equal_nan=True)  # nothing is changed in place
     return np.asarray(found)
 
@@ -222,6 +224,8 @@ def test_one_after_the_other(is_jitted):
     tokens = np.array([[3, 2, 3, 0]])
     run = eqx.filter_jit(run) if is_jitted else run
     scores = jnp.asarray([[9.0, 9.0, 1.0, 2.0, 1.0, -3.0]])
-    found = run(processors, jnp.asarray(tokens), scores, jnp.asarray(3))
+    found = run(
+        processors, jnp.asarray(tokens), scores, jnp.full((len(tokens), 1), 3, jnp.int32)
+    )
     # 0 may not come yet, 1 never, 2 not after 3 again; 3 is twice 2, halved as it was seen
     assert np.allclose(found, [[X, X, X, 2.0, 2.0, X]])
