@@ -12,13 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
+from ..nn.matmul import rows_of_weights
 from .places import Places, places_from, take_at
 
 
 #: The weight of the newest draft in the share of those that are right.
 _WEIGHT = 0.25
-#: What reading the weights takes, in tokens of a pass; measured on CPUs.
-_TOKENS_OF_WEIGHTS = 20
 
 
 class PromptLookup(eqx.Module):
@@ -72,7 +71,7 @@ class PromptLookup(eqx.Module):
         gains = jnp.where(self.drafts >= 0, self.right[..., None] ** nth, 0)
         gain = jnp.sum(jnp.where(is_going_on[..., None], gains, 0))
         rows = self.right.size
-        cost = rows * self.num_tokens / (rows + _TOKENS_OF_WEIGHTS)
+        cost = rows * self.num_tokens / (rows + rows_of_weights())
         return gain > cost * jnp.sum(is_going_on, dtype=gain.dtype)
 
     def after(

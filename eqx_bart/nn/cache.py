@@ -69,7 +69,8 @@ def written(
     axis: int,
 ) -> Shaped[Array, "batch ..."]:
     """`old`, with `new` in the place of what is there from `start` on along an axis."""
-    if jnp.ndim(start) == 0:
+    start = jnp.asarray(start)
+    if start.ndim == 0:
         return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis)
 
     def write(old: Array, new: Array, start: Integer[Array, ""]) -> Array:

@@ -202,6 +202,22 @@ def _with_rows(product: Callable[[Array, Array], Array], x: Array, y: Array) -> 
     return jax.lax.platform_dependent(x, y, cpu=of_two, default=product)
 
 
+def rows_of_weights() -> Float[Array, ""]:
+    """How many rows a pass multiplies by the weights in the time that it takes to read
+    them: a pass over `n` rows takes about as long as reading the weights, times
+    `1 + n / rows_of_weights()`.
+
+    Measured with BART-base in float32 on a CPU, where a pass over 8 tokens takes 1.4 times
+    as long as one over 1; and with BART-large in bfloat16 on an H100, where one over 72
+    takes 1.35 times as long as one over 8, and one over 288 1.72 times as long as one over
+    32.
+    """
+    return jax.lax.platform_dependent(
+        cpu=lambda: jnp.asarray(20.0, jnp.float32),
+        default=lambda: jnp.asarray(200.0, jnp.float32),
+    )
+
+
 def _sum_of_rows(x: Array, y: Array) -> Array:
     """The sum of `x.mT @ y` over all matrices, as one product."""
     return _product(_transposed_copy(x, 0), y.reshape(-1, y.shape[-1]))

@@ -1,0 +1,105 @@
+"""What drafts from the source gain: `generate` with `prompt_lookup_num_tokens`.
+
+pip install -e '.[test]'
+python benchmarks/drafts.py [--size base] [--rows 1 8] [--dtype float32] [--rounds 3]
+
+The weights are random, so answers are replayed: a logits processor forces them, at the
+price of a pass over the vocabulary. A share of the tokens of an answer is that of the
+source at the same place, and the others are random: 0 is an answer that copies nothing, and
+at 0.9 a run of copied tokens is 9 long on average. All ways take turns. The tokens are
+checked to be the same.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sizes import SIZES
+
+import eqx_bart as eb
+
+
+SOURCE, NEW_TOKENS, VOCABULARY = 256, 128, 50265
+SHARES = (0.0, 0.5, 0.9)
+NUM_DRAFTS = (None, 4, 8)
+
+
+class Replay(eb.LogitsProcessor):
+    """Forces answers, `[batch, steps]`, after a prompt of one token."""
+
+    answers: jax.Array
+
+    def __call__(
+        self, input_ids: jax.Array, scores: jax.Array, length: jax.Array
+    ) -> jax.Array:
+        answers = jnp.repeat(self.answers, len(scores) // len(self.answers), axis=0)
+        token = jnp.take_along_axis(answers, length - 1, axis=1, mode="clip")
+        return jnp.where(jnp.arange(scores.shape[1])[None] == token, 0.0, -jnp.inf)
+
+
+def main() -> None:
+    """Measures, and prints."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    config = eb.BartConfig(vocab_size=VOCABULARY, **SIZES[options.size])
+    model = eb.BartForConditionalGeneration(config, key=jax.random.key(0))
+    model = jax.tree.map(
+        lambda x: x.astype(options.dtype) if eqx.is_inexact_array(x) else x, model
+    )
+    found = []
+    for rows in options.rows:
+        for share in SHARES:
+            seconds = measure(model, rows, share, options.rounds)
+            found.append({"rows": rows, "share": share, "seconds": seconds})
+            plain = seconds["None"]
+            gains = {k: f"{plain / s:.2f}" for k, s in seconds.items() if k != "None"}
+            print(f"{rows} rows, {share:.0%} copied: {plain:.3f} s; {gains}", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+def measure(model: Any, rows: int, share: float, rounds: int) -> dict[str, float]:
+    """The median seconds of each number of drafts."""
+    rng = np.random.default_rng(0)
+    source = rng.integers(4, VOCABULARY, (rows, SOURCE), dtype=np.int32)
+    copied = rng.random((rows, NEW_TOKENS)) < share
+    others = rng.integers(4, VOCABULARY, copied.shape, dtype=np.int32)
+    answers = np.where(copied, source[:, :NEW_TOKENS], others)
+    processors = [Replay(jnp.asarray(answers))]
+
+    def run(num_drafts: int | None) -> float:
+        begin = time.perf_counter()
+        output = model.generate(
+            source,
+            logits_processors=processors,
+            prompt_lookup_num_tokens=num_drafts,
+            max_new_tokens=NEW_TOKENS,
+            min_new_tokens=NEW_TOKENS,
+            forced_eos_token_id=None,
+        )
+        tokens = np.asarray(output.sequences)[:, 1:]
+        seconds = time.perf_counter() - begin
+        assert np.array_equal(tokens, answers)
+        return seconds
+
+    for num_drafts in NUM_DRAFTS:
+        run(num_drafts)
+    times = [[run(num_drafts) for num_drafts in NUM_DRAFTS] for _ in range(rounds)]
+    medians = map(statistics.median, zip(*times, strict=True))
+    return dict(zip(map(str, NUM_DRAFTS), medians, strict=True))
+
+
+if __name__ == "__main__":
+    main()
