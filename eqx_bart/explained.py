@@ -60,11 +60,14 @@ class _Explained:
                 raise
 
         self.call = call
+        # Of this and an instance a method is made at each access.
+        unbound = eqx.module_update_wrapper(BoundMethod(call, object()))
+        self.structure = jax.tree.structure(unbound)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         if instance is None:
             return self.call
-        return eqx.module_update_wrapper(BoundMethod(self.call, instance))
+        return jax.tree.unflatten(self.structure, [instance])
 
     def check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """**Raises** `TypeError` if an argument has no such name, or is no array where one

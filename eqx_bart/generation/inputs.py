@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
-from ..nn.checks import ArrayLike, check_range, error_if, Mask
+from ..nn.checks import ArrayLike, error_if, Mask, outside, widened
 from ..nn.mesh import is_spread, put_rows, rows_sharding
 from ..nn.processes import on_host
 
@@ -58,21 +58,16 @@ class GenerationInputs(eqx.Module):
         sharding = rows_sharding(self)
         num_rows = usual_rows(len(self.prompt), sharding)
 
-        def pad(x: Any, value: int) -> Any:
-            return x if x is None else _pad_rows(_pad(x, value, limit), num_rows)
-
-        mask = self.encoder_attention_mask
-
-        def pad_outputs(x: Any) -> Any:
-            return pad(x, 0) if _is_by_position(x, mask) else _pad_rows(x, num_rows)
-
-        prompt = self.prompt
-        offset = self.source_offset
+        pad = functools.partial(_pad, num_rows=num_rows, limit=limit)
+        prompt, mask, offset = self.prompt, self.encoder_attention_mask, self.source_offset
         padded = GenerationInputs(
             # A prompt of one token is the usual one, and needs no prefill.
             _pad_rows(prompt, num_rows) if prompt.shape[1] == 1 else pad(prompt, -1),
             pad(self.input_ids, -1),
-            jax.tree.map(pad_outputs, self.encoder_outputs),
+            jax.tree.map(
+                lambda x: pad(x, 0) if _is_by_position(x, mask) else _pad_rows(x, num_rows),
+                self.encoder_outputs,
+            ),
             pad(mask, 0),
             None if offset is None else as_jax(_pad_rows(offset, num_rows)),
             inputs_embeds=pad(self.inputs_embeds, 0),
@@ -110,13 +105,15 @@ def usual_rows(size: int, sharding: NamedSharding | None) -> int:
     return parts * power_of_two(size // parts)
 
 
-def _pad(x: ArrayLike, value: int, limit: int) -> ArrayLike:
-    """`x`, padded along its second axis."""
+def _pad(x: ArrayLike | None, value: int, num_rows: int, limit: int) -> ArrayLike | None:
+    """`x`, padded along its second axis, and to `num_rows`; `None` if there is none."""
+    if x is None:
+        return None
     length = x.shape[1]
     usual = min(power_of_two(max(length, SMALLEST_LENGTH)), limit)
     missing = max(usual - length, 0)
     widths = [(0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)]
-    return array_library(x).pad(x, widths, constant_values=value)
+    return _pad_rows(array_library(x).pad(x, widths, constant_values=value), num_rows)
 
 
 def _pad_rows(x: ArrayLike, size: int) -> ArrayLike:
@@ -155,7 +152,7 @@ def masked_ids(
     """
     if ids.shape[1] == 0:
         raise ValueError(f"{names[0]} are empty: a sequence needs at least one token.")
-    ids = check_range(ids, vocab_size, names[0], "the vocabulary")
+    ids = error_if(widened(ids), *outside(ids, vocab_size, names[0], "the vocabulary"))
     if attention_mask is None:
         return ids
     mask, empty, message = _empty_rows(attention_mask, names[1])

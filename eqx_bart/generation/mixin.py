@@ -107,6 +107,7 @@ class GenerationMixin(eqx.Module):
     def prepare_generation(self, *args: Any, **kwargs: Any) -> GenerationCall:
         """Checks the arguments of `generate`; see `checked_call`."""
 
+    @explained
     def checked_call(
         self,
         inputs: GenerationInputs,
@@ -129,7 +130,7 @@ class GenerationMixin(eqx.Module):
         model is in training mode.
         """
         refuse_training_mode(self)
-        if is_shared(self):
+        if jax.process_count() > 1 and is_shared(self):
             check_same(
                 "The processes have given generate different inputs. NumPy arrays must be "
                 "the same in all of them; rows that each has of its own become one array "
@@ -417,10 +418,7 @@ def _trimmed(
         return output
 
     library = array_library(output)
-
-    def cut(x: Any, *slices: slice) -> Any:
-        return None if x is None else as_jax(library.asarray(x)[slices])
-
+    cut = functools.partial(_cut, library)
     of_steps = (slice(rows), slice(steps))
     of_prompt = (slice(rows), slice(padding, padding + prompt_length + steps))
     cross_attentions = output.cross_attentions
@@ -448,3 +446,8 @@ def _trimmed(
     inputs = inputs.trimmed(cut(inputs.prompt, *of_prompt), source)
     inputs = put_rows(inputs, sharding, batch)
     return dataclasses.replace(trimmed, cache=GenerationCache(output.cache.past, inputs))
+
+
+def _cut(library: Any, x: Any, *slices: slice) -> Array | None:
+    """A part of an array, if there is one, cut out by `library`."""
+    return None if x is None else as_jax(library.asarray(x)[slices])

@@ -1,11 +1,14 @@
 """Compiled programs, of which the ones used last are kept."""
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import equinox as eqx
 import jax
+from jaxtyping import PyTreeDef
 
 
 #: How many programs are kept. XLA needs some 20 MB and 400 memory maps for each on a CPU,
@@ -13,10 +16,20 @@ import jax
 MOST_PROGRAMS = 64
 
 
-class _Static(eqx.Module):
-    """A pytree without arrays, as a part of a program."""
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Rest:
+    """A pytree without its arrays, as a part of a program: its structure, and its leaves,
+    with `None` in the places of arrays."""
 
-    value: Any = eqx.field(static=True)
+    structure: PyTreeDef
+    leaves: tuple[Any, ...]
+
+    def with_arrays(self, arrays: list[Any]) -> Any:
+        """The pytree with these arrays."""
+        rest = iter(arrays)
+        leaves = [next(rest) if x is None else x for x in self.leaves]
+        return self.structure.unflatten(leaves)
 
 
 def run(function: Callable[..., Any], *args: Any) -> Any:
@@ -28,27 +41,34 @@ def run(function: Callable[..., Any], *args: Any) -> Any:
 
     **Raises** `TypeError` if something in `args` is neither an array nor hashable.
     """
-    arrays, others = eqx.partition(args, eqx.is_array)
-    new_arrays, new_others = _program(function, _Key(arrays, others))(arrays)
-    return eqx.combine(new_arrays, new_others.value)
+    arrays, rest = _parted(args)
+    key = _Key(arrays, rest)
+    new_arrays, new_rest = _program(function, key)(arrays)
+    return new_rest.with_arrays(new_arrays)
+
+
+def _parted(tree: Any) -> tuple[list[Any], _Rest]:
+    """The arrays of a pytree, and the rest of it."""
+    leaves, structure = jax.tree.flatten(tree)
+    is_array = [eqx.is_array(x) for x in leaves]
+    rest = (None if y else x for x, y in zip(leaves, is_array, strict=True))
+    return list(itertools.compress(leaves, is_array)), _Rest(structure, tuple(rest))
 
 
 class _Key:
-    """What tells programs apart, and what they are made from: `others`, all that is not an
+    """What tells programs apart, and what they are made from: `rest`, all that is not an
     array."""
 
-    def __init__(self, arrays: Any, others: Any):
-        leaves, structure = jax.tree.flatten(arrays)
-        shapes = tuple((x.shape, x.dtype) for x in leaves)
-        values, places = jax.tree.flatten(others)
-        for value in values:
+    def __init__(self, arrays: list[Any], rest: _Rest):
+        for value in rest.leaves:
             if not isinstance(value, Hashable):
                 raise TypeError(
                     "A program is compiled for each value of what is not an array, which "
                     f"therefore must be hashable; it is not in {value!r}."
                 )
-        typed = tuple((type(x), x) for x in values)
-        self.values, self.others = (structure, shapes, places, typed), others
+        shapes = tuple([(x.shape, x.dtype) for x in arrays])
+        types = tuple(map(type, rest.leaves))
+        self.values, self.rest = (rest.structure, shapes, types, rest.leaves), rest
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Key) and self.values == other.values
@@ -62,9 +82,7 @@ def _program(function: Callable[..., Any], key: _Key) -> Callable[..., Any]:
     """A function of its own, so that what JAX keeps for it goes when it goes."""
 
     @jax.jit
-    def program(arrays: Any) -> Any:
-        result = function(*eqx.combine(arrays, key.others))
-        arrays, others = eqx.partition(result, eqx.is_array)
-        return arrays, _Static(others)
+    def program(arrays: list[Any]) -> Any:
+        return _parted(function(*key.rest.with_arrays(arrays)))
 
     return program

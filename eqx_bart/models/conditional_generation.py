@@ -229,7 +229,7 @@ class BartForConditionalGeneration(
             )
             prompt = with_start_token(prompt, config.start_token_id)
         if cache is None:
-            inputs = self._generation_inputs(config, prompt, *source)
+            inputs = _generation_inputs(self.vocab_size, config, prompt, *source)
         elif prompt is None or any(x is not None for x in source):
             raise ValueError(
                 "generate takes a cache with decoder_input_ids, which begin with what it "
@@ -240,39 +240,37 @@ class BartForConditionalGeneration(
             inputs = cache.continued(prompt)
         return self.checked_call(inputs, config, logits_processors, key, cache)
 
-    def _generation_inputs(
-        self,
-        config: GenerationConfig,
-        prompt: Integer[ArrayLike, "batch prompt"] | None,
-        input_ids: Integer[ArrayLike, "batch source"] | None,
-        attention_mask: Mask[ArrayLike, "batch source"] | None,
-        inputs_embeds: Float[ArrayLike, "batch source d_model"] | None,
-        encoder_outputs: Any,
-    ) -> GenerationInputs:
-        """What a generation from a source starts from; without a prompt, from the start
-        token."""
-        mask = None
-        if isinstance(encoder_outputs, BaseModelOutput):
-            states = encoder_outputs.last_hidden_state
-            states, mask = masked_states(states, attention_mask, "attention_mask")
-            encoder_outputs = BaseModelOutput(jnp.asarray(states))
-        if input_ids is not None:
-            names = ("input_ids", "attention_mask")
-            input_ids = masked_ids(input_ids, attention_mask, self.vocab_size, names)
-        if inputs_embeds is not None:
-            if input_ids is not None or encoder_outputs is not None:
-                raise ValueError(
-                    "generate takes inputs_embeds alone: without input_ids and "
-                    "encoder_outputs."
-                )
-            inputs_embeds, mask = masked_states(
-                inputs_embeds, attention_mask, "attention_mask"
+
+def _generation_inputs(
+    vocab_size: int,
+    config: GenerationConfig,
+    prompt: Integer[ArrayLike, "batch prompt"] | None,
+    input_ids: Integer[ArrayLike, "batch source"] | None,
+    attention_mask: Mask[ArrayLike, "batch source"] | None,
+    inputs_embeds: Float[ArrayLike, "batch source d_model"] | None,
+    encoder_outputs: Any,
+) -> GenerationInputs:
+    """What a generation from a source starts from; without a prompt, from the start
+    token."""
+    mask = None
+    if isinstance(encoder_outputs, BaseModelOutput):
+        states = encoder_outputs.last_hidden_state
+        states, mask = masked_states(states, attention_mask, "attention_mask")
+        encoder_outputs = BaseModelOutput(jnp.asarray(states))
+    if input_ids is not None:
+        names = ("input_ids", "attention_mask")
+        input_ids = masked_ids(input_ids, attention_mask, vocab_size, names)
+    if inputs_embeds is not None:
+        if input_ids is not None or encoder_outputs is not None:
+            raise ValueError(
+                "generate takes inputs_embeds alone: without input_ids and encoder_outputs."
             )
-        source = jax.tree.leaves((encoder_outputs, input_ids, inputs_embeds))
-        if not source:
-            raise ValueError("generate needs input_ids or encoder_outputs.")
-        if prompt is None:
-            prompt = np.full((len(source[0]), 1), config.start_token_id, np.int32)
-        return GenerationInputs(
-            prompt, input_ids, encoder_outputs, mask, inputs_embeds=inputs_embeds
-        )
+        inputs_embeds, mask = masked_states(inputs_embeds, attention_mask, "attention_mask")
+    source = jax.tree.leaves((encoder_outputs, input_ids, inputs_embeds))
+    if not source:
+        raise ValueError("generate needs input_ids or encoder_outputs.")
+    if prompt is None:
+        prompt = np.full((len(source[0]), 1), config.start_token_id, np.int32)
+    return GenerationInputs(
+        prompt, input_ids, encoder_outputs, mask, inputs_embeds=inputs_embeds
+    )

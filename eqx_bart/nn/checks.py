@@ -128,9 +128,14 @@ def _poisoned(x: ArrayLike, wrong: Bool[Array, "..."]) -> Array:
 
 def as_indices(ids: Integer[ArrayLike, "*shape"]) -> Integer[Array, "*shape"]:
     """`ids` as a JAX array of 32 bits or more, so that sums and limits do not wrap."""
+    ids = widened(ids)
+    # Otherwise JAX would compile a program for each shape.
+    return jax.device_put(ids) if isinstance(ids, np.ndarray) else ids
+
+
+def widened(ids: Integer[ArrayLike, "*shape"]) -> Integer[ArrayLike, "*shape"]:
+    """`ids` in 32 bits, or in 64 where JAX has them."""
     dtype = jax.dtypes.canonicalize_dtype(np.promote_types(ids.dtype, np.int32))
-    if isinstance(ids, np.ndarray):  # else JAX would compile a program for each shape
-        return jax.device_put(ids.astype(dtype))
     return ids.astype(dtype)
 
 

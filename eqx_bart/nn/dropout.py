@@ -1,6 +1,6 @@
 """LayerDrop, and keys for it. `equinox.nn.Dropout` drops single activations."""
 
-from typing import Any
+from typing import Any, no_type_check
 
 import equinox as eqx
 import jax
@@ -16,16 +16,17 @@ def split_key(key: PRNGKeyArray | None, num: int) -> list[PRNGKeyArray | None]:
 def refuse_training_mode(model: eqx.Module) -> None:
     """**Raises** `RuntimeError` if a part of `model` is in training mode and would drop
     something."""
-
-    def drops(part: Any) -> bool:
-        return getattr(part, "inference", None) is False and getattr(part, "p", 1) != 0
-
-    parts = jax.tree.leaves(model, is_leaf=drops)
-    if any(drops(part) for part in parts):
+    parts = jax.tree.leaves(model, is_leaf=_drops)
+    if any(map(_drops, parts)):
         raise RuntimeError(
             "generate is not for training mode, in which the model drops out at random: "
             "pass it through equinox.nn.inference_mode(model)."
         )
+
+
+@no_type_check  # which would take longer than the rest of a call
+def _drops(part: Any) -> bool:
+    return getattr(part, "inference", None) is False and getattr(part, "p", 1) != 0
 
 
 class LayerDrop(eqx.Module):

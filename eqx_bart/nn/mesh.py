@@ -232,11 +232,13 @@ def _explicit_mesh(tree: Any) -> Mesh | AbstractMesh | None:
     found = jax.sharding.get_abstract_mesh()
     if found.empty:
         for x in jax.tree.leaves(tree):
-            if isinstance(x, jax.Array) and jax.typeof(x).sharding.mesh.explicit_axes:
-                found = jax.typeof(x).sharding.mesh
-                if not isinstance(x, jax.core.Tracer):
-                    assert isinstance(x.sharding, NamedSharding)
-                    return x.sharding.mesh
+            if isinstance(x, jax.core.Tracer):
+                mesh = jax.typeof(x).sharding.mesh
+                found = mesh if mesh.explicit_axes else found
+            elif isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding):
+                mesh = x.sharding.mesh
+                if mesh.abstract_mesh.explicit_axes:
+                    return mesh
     return found if found.explicit_axes else None
 
 
