@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Integer, Shaped
 from ..nn.checks import ArrayLike, error_if, Mask, outside, widened
 from ..nn.mesh import is_spread, put_rows, rows_sharding
 from ..nn.processes import on_host
+from ..nn.tree import leaves
 
 
 #: Shorter sequences are padded to this length.
@@ -63,14 +64,16 @@ class GenerationInputs(eqx.Module):
         padded = GenerationInputs(
             # A prompt of one token is the usual one, and needs no prefill.
             _pad_rows(prompt, num_rows) if prompt.shape[1] == 1 else pad(prompt, -1),
-            pad(self.input_ids, -1),
+            None if self.input_ids is None else pad(self.input_ids, -1),
             jax.tree.map(
                 lambda x: pad(x, 0) if _is_by_position(x, mask) else _pad_rows(x, num_rows),
                 self.encoder_outputs,
             ),
-            pad(mask, 0),
+            None if mask is None else pad(mask, 0),
             None if offset is None else as_jax(_pad_rows(offset, num_rows)),
-            inputs_embeds=pad(self.inputs_embeds, 0),
+            inputs_embeds=None
+            if self.inputs_embeds is None
+            else pad(self.inputs_embeds, 0),
         )
         return put_rows(padded, sharding, num_rows)
 
@@ -105,10 +108,8 @@ def usual_rows(size: int, sharding: NamedSharding | None) -> int:
     return parts * power_of_two(size // parts)
 
 
-def _pad(x: ArrayLike | None, value: int, num_rows: int, limit: int) -> ArrayLike | None:
-    """`x`, padded along its second axis, and to `num_rows`; `None` if there is none."""
-    if x is None:
-        return None
+def _pad(x: ArrayLike, value: int, num_rows: int, limit: int) -> ArrayLike:
+    """`x`, padded along its second axis, and to `num_rows`."""
     length = x.shape[1]
     usual = min(power_of_two(max(length, SMALLEST_LENGTH)), limit)
     missing = max(usual - length, 0)
@@ -136,7 +137,7 @@ def as_jax(x: ArrayLike) -> Array:
 
 def is_traced(*values: Any) -> bool:
     """Whether any array in `values` is being traced."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves(*values))
 
 
 def masked_ids(

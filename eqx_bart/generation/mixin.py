@@ -448,6 +448,6 @@ def _trimmed(
     return dataclasses.replace(trimmed, cache=GenerationCache(output.cache.past, inputs))
 
 
-def _cut(library: Any, x: Any, *slices: slice) -> Array | None:
+def _cut(library: Any, x: Any, *slices: slice) -> Any:
     """A part of an array, if there is one, cut out by `library`."""
     return None if x is None else as_jax(library.asarray(x)[slices])

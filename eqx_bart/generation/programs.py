@@ -1,6 +1,5 @@
 """Compiled programs, of which the ones used last are kept."""
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Hashable
@@ -8,7 +7,8 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import PyTreeDef
+
+from ..nn.tree import remembered
 
 
 #: How many programs are kept. XLA needs some 20 MB and 400 memory maps for each on a CPU,
@@ -16,24 +16,14 @@ from jaxtyping import PyTreeDef
 MOST_PROGRAMS = 64
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class _Rest:
-    """A pytree without its arrays, as a part of a program: its structure, and its leaves,
-    with `None` in the places of arrays."""
+class _Static(eqx.Module):
+    """A pytree without arrays, as a part of a program."""
 
-    structure: PyTreeDef
-    leaves: tuple[Any, ...]
-
-    def with_arrays(self, arrays: list[Any]) -> Any:
-        """The pytree with these arrays."""
-        rest = iter(arrays)
-        leaves = [next(rest) if x is None else x for x in self.leaves]
-        return self.structure.unflatten(leaves)
+    value: Any = eqx.field(static=True)
 
 
-def run(function: Callable[..., Any], *args: Any) -> Any:
-    """`function(*args)`, compiled as by `equinox.filter_jit`.
+def run(function: Callable[..., Any], module: Any, *args: Any) -> Any:
+    """`function(module, *args)`, compiled as by `equinox.filter_jit`.
 
     Of all programs, the `MOST_PROGRAMS` that were used last are kept, and the others let
     go. `equinox.filter_jit` and `jax.jit` keep every program for as long as the process
@@ -41,48 +31,63 @@ def run(function: Callable[..., Any], *args: Any) -> Any:
 
     **Raises** `TypeError` if something in `args` is neither an array nor hashable.
     """
-    arrays, rest = _parted(args)
-    key = _Key(arrays, rest)
-    new_arrays, new_rest = _program(function, key)(arrays)
-    return new_rest.with_arrays(new_arrays)
+    (arrays, module_kind), (more, args_kind) = _parted(module), _in_parts(args)
+    program = _program(function, module_kind, args_kind)
+    new_arrays, new_others = program(arrays, more)
+    return eqx.combine(new_arrays, new_others.value)
 
 
-def _parted(tree: Any) -> tuple[list[Any], _Rest]:
-    """The arrays of a pytree, and the rest of it."""
-    leaves, structure = jax.tree.flatten(tree)
-    is_array = [eqx.is_array(x) for x in leaves]
-    rest = (None if y else x for x, y in zip(leaves, is_array, strict=True))
-    return list(itertools.compress(leaves, is_array)), _Rest(structure, tuple(rest))
+class _Kind:
+    """All of a pytree but the values of its arrays: what a program is made from. It is
+    equal to another if that makes the same program."""
 
-
-class _Key:
-    """What tells programs apart, and what they are made from: `rest`, all that is not an
-    array."""
-
-    def __init__(self, arrays: list[Any], rest: _Rest):
-        for value in rest.leaves:
+    def __init__(self, structure: Any, arrays: list[Any], others: list[Any]):
+        for value in others:
             if not isinstance(value, Hashable):
                 raise TypeError(
                     "A program is compiled for each value of what is not an array, which "
                     f"therefore must be hashable; it is not in {value!r}."
                 )
         shapes = tuple([(x.shape, x.dtype) for x in arrays])
-        types = tuple(map(type, rest.leaves))
-        self.values, self.rest = (rest.structure, shapes, types, rest.leaves), rest
+        typed = tuple([(type(x), x) for x in others])
+        self._key = (structure, shapes, typed)
+        self._hash = hash(self._key)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.values == other.values
+        return isinstance(other, _Kind) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash(self.values)
+        return self._hash
+
+    def with_arrays(self, arrays: list[Any]) -> Any:
+        """A pytree of this kind."""
+        structure, _, typed = self._key
+        rest = iter(arrays)
+        return structure.unflatten([next(rest) if x is None else x for _, x in typed])
+
+
+def _in_parts(tree: Any) -> tuple[list[Any], _Kind]:
+    """The arrays of a pytree, and its kind."""
+    leaves, structure = jax.tree.flatten(tree)
+    is_array = [eqx.is_array(x) for x in leaves]
+    arrays = list(itertools.compress(leaves, is_array))
+    others = [None if y else x for x, y in zip(leaves, is_array, strict=True)]
+    return arrays, _Kind(structure, arrays, others)
+
+
+_parted = remembered(_in_parts)
 
 
 @functools.lru_cache(MOST_PROGRAMS)
-def _program(function: Callable[..., Any], key: _Key) -> Callable[..., Any]:
+def _program(
+    function: Callable[..., Any], module: _Kind, args: _Kind
+) -> Callable[..., Any]:
     """A function of its own, so that what JAX keeps for it goes when it goes."""
 
     @jax.jit
-    def program(arrays: list[Any]) -> Any:
-        return _parted(function(*key.rest.with_arrays(arrays)))
+    def program(arrays: list[Any], more: list[Any]) -> Any:
+        result = function(module.with_arrays(arrays), *args.with_arrays(more))
+        new_arrays, others = eqx.partition(result, eqx.is_array)
+        return new_arrays, _Static(others)
 
     return program

@@ -1,11 +1,13 @@
 """LayerDrop, and keys for it. `equinox.nn.Dropout` drops single activations."""
 
-from typing import Any, no_type_check
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
+
+from .tree import remembered
 
 
 def split_key(key: PRNGKeyArray | None, num: int) -> list[PRNGKeyArray | None]:
@@ -16,17 +18,21 @@ def split_key(key: PRNGKeyArray | None, num: int) -> list[PRNGKeyArray | None]:
 def refuse_training_mode(model: eqx.Module) -> None:
     """**Raises** `RuntimeError` if a part of `model` is in training mode and would drop
     something."""
-    parts = jax.tree.leaves(model, is_leaf=_drops)
-    if any(map(_drops, parts)):
+    if _drops_out(model):
         raise RuntimeError(
             "generate is not for training mode, in which the model drops out at random: "
             "pass it through equinox.nn.inference_mode(model)."
         )
 
 
-@no_type_check  # which would take longer than the rest of a call
-def _drops(part: Any) -> bool:
-    return getattr(part, "inference", None) is False and getattr(part, "p", 1) != 0
+@remembered
+def _drops_out(model: eqx.Module) -> bool:
+    """Whether a part of it would drop something."""
+
+    def drops(part: Any) -> bool:
+        return getattr(part, "inference", None) is False and getattr(part, "p", 1) != 0
+
+    return any(map(drops, jax.tree.leaves(model, is_leaf=drops)))
 
 
 class LayerDrop(eqx.Module):

@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from .tree import along
+from .tree import along, leaves
 
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
@@ -55,7 +55,7 @@ def on_any_mesh(function: FunctionT, *, axes: tuple[Any, ...] = (ROWS,)) -> Func
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        mesh = _explicit_mesh((kwargs, args))
+        mesh = _explicit_mesh(*args, kwargs)
         if mesh is None:
             return function(*args, **kwargs)
         is_method = isinstance(args[0], eqx.Module) and len(args) + len(kwargs) > 1
@@ -226,12 +226,12 @@ def _dividing(axes: tuple[str, ...], mesh: AbstractMesh, size: int) -> tuple[str
     return dividing(tuple(x for x in axes if x in mesh.auto_axes), mesh, size)
 
 
-def _explicit_mesh(tree: Any) -> Mesh | AbstractMesh | None:
+def _explicit_mesh(*trees: Any) -> Mesh | AbstractMesh | None:
     """The mesh in force, or that of an array, if it has explicit axes. Its devices are
     known if those of any array are."""
     found = jax.sharding.get_abstract_mesh()
     if found.empty:
-        for x in jax.tree.leaves(tree):
+        for x in leaves(*trees):
             if isinstance(x, jax.core.Tracer):
                 mesh = jax.typeof(x).sharding.mesh
                 found = mesh if mesh.explicit_axes else found
