@@ -19,6 +19,7 @@ import transformers
 
 import eqx_bart as eb
 from eqx_bart.cli import main
+from eqx_bart.cli.tokenizer import PlainTokenizer
 
 
 def run(capsys, *arguments):
@@ -149,9 +150,9 @@ def test_truncated_inputs_are_read_up_to_the_models_length(capsys):
 
 def test_an_answer_is_one_line(capsys, monkeypatch):
     """Whatever the model writes. JSON has it as it is."""
-    decode = transformers.PreTrainedTokenizerFast.batch_decode
+    decode = PlainTokenizer.batch_decode
     monkeypatch.setattr(
-        transformers.PreTrainedTokenizerFast,
+        PlainTokenizer,
         "batch_decode",
         lambda *args, **kwargs: [x + "\n\tZ" for x in decode(*args, **kwargs)],
     )
