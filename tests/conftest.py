@@ -13,6 +13,7 @@ import eqx_bart as eb
 
 
 torch.set_num_threads(1)
+os.environ["EQX_BART_CACHE"] = ""  # tests compile their programs
 
 TESTS = pathlib.Path(__file__).parent
 SHARED_DATA = TESTS.parents[1] / "shared" / "data"
