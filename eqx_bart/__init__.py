@@ -42,6 +42,7 @@ with _install_import_hook(_CHECKED, f"{_typechecking.__name__}.typechecker"):
     from .nn.cache import KeyValues
     from .nn.checks import checks
     from .sharding import LAYOUT, shard
+    from .training.batches import length_grouped, pack, pad, Seq2SeqBatch
     from .training.lora import lora, merge_lora
     from .training.losses import (
         chunked_cross_entropy,
@@ -84,6 +85,7 @@ __all__ = [
     "LogitsProcessor",
     "LossSum",
     "PrefixConstrainedLogitsProcessor",
+    "Seq2SeqBatch",
     "Seq2SeqLMOutput",
     "Seq2SeqModelOutput",
     "Seq2SeqQuestionAnsweringModelOutput",
@@ -96,11 +98,14 @@ __all__ = [
     "document_rotation",
     "generation",
     "gradient_checkpointing",
+    "length_grouped",
     "load_lora",
     "lora",
     "merge_lora",
     "models",
     "nn",
+    "pack",
+    "pad",
     "quantize",
     "question_answering_loss",
     "save_lora",

@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 import eqx_bart as eb
 
@@ -24,6 +25,13 @@ def decoder_cached(model, ids, mask):
 
 def seq2seq(model, ids, mask, **options):
     return eb.seq2seq_loss(model, ids, mask, ids, **options)
+
+
+def packed_seq2seq(model, ids, mask, **options):
+    """The same tokens as two examples a row."""
+    segment_ids = mask * jnp.asarray([[1, 1, 1, 2, 2]])
+    segments = {"segment_ids": segment_ids, "decoder_segment_ids": segment_ids}
+    return eb.seq2seq_loss(model, ids, None, ids, **segments, **options)
 
 
 def classification(model, ids, mask):

@@ -21,6 +21,7 @@ from calls import (
     decoder_cached,
     generation,
     gradient,
+    packed_seq2seq,
     question_answering,
     seq2seq,
 )
@@ -87,6 +88,12 @@ CALLS = {
     "loss, untied": (UNTIED, gradient(seq2seq), 8),
     "loss, adapted": (ADAPTED, gradient(seq2seq), 8),
     "loss, chunked": (LM, gradient(functools.partial(seq2seq, chunk_size=8)), 8),
+    "loss, packed": (LM, gradient(packed_seq2seq), 8),
+    "loss, packed, chunked": (
+        LM,
+        gradient(functools.partial(packed_seq2seq, chunk_size=8)),
+        8,
+    ),
     "loss, classifier": (CLASSIFIER, gradient(classification), 8),
     "loss, question answering": (QA, gradient(question_answering), 8),
     "greedy": (LM, generation(output_token_log_probs=True, output_scores=True), 5),
@@ -113,7 +120,16 @@ CALLS = {
 
 
 #: Those that have a mechanism of their own on a mesh.
-FEW = ("language model", "in 8 bits", "loss", "greedy", "samples", "beams", "beam sampling")
+FEW = (
+    "language model",
+    "in 8 bits",
+    "loss",
+    "loss, packed",
+    "greedy",
+    "samples",
+    "beams",
+    "beam sampling",
+)
 
 
 def check(found, expected, where, mesh):

@@ -162,7 +162,7 @@ class BartForCausalLM(LanguageModel):
             output_hidden_states=output_hidden_states,
         )
         decoded, next_cache = self._run_decoder(
-            input_ids, inputs_embeds, attention_mask, position_ids, cache, show, key
+            input_ids, inputs_embeds, attention_mask, position_ids, None, cache, show, key
         )
         return self._decoder_output(decoded, cache.source, show), next_cache
 
@@ -177,6 +177,8 @@ class BartForCausalLM(LanguageModel):
         position_ids: Integer[ArrayLike, "#batch length"] | None = None,
         *,
         inputs_embeds: Float[ArrayLike, "batch length d_model"] | None = None,
+        segment_ids: Integer[ArrayLike, "batch length"] | None = None,
+        encoder_segment_ids: Integer[ArrayLike, "batch source"] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         key: PRNGKeyArray | None = None,
@@ -189,6 +191,8 @@ class BartForCausalLM(LanguageModel):
             `BartModel.decode` takes the decoder's.
         - `encoder_hidden_states`, `encoder_attention_mask`: what the decoder attends to;
             without them, only its own tokens.
+        - `segment_ids`, `encoder_segment_ids`: which example each token is of, and each of
+            the encoder's states, where a row holds more than one; see `BartModel.encode`.
         - `output_attentions`, `output_hidden_states`, `key`: as in `BartModel.decode`.
 
         **Returns** the outputs, with logits.
@@ -198,18 +202,28 @@ class BartForCausalLM(LanguageModel):
         """
         source = None
         if encoder_hidden_states is not None:
-            source = make_source(encoder_hidden_states, encoder_attention_mask)
-        elif encoder_attention_mask is not None:
-            raise ValueError(
-                "There is an encoder_attention_mask but no encoder_hidden_states."
+            source = make_source(
+                encoder_hidden_states,
+                encoder_attention_mask,
+                segment_ids=encoder_segment_ids,
             )
+        elif encoder_attention_mask is not None or encoder_segment_ids is not None:
+            name = "attention_mask" if encoder_segment_ids is None else "segment_ids"
+            raise ValueError(f"There is encoder_{name}, but no encoder_hidden_states.")
         show = shown(
             self.config,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
         decoded, _ = self._run_decoder(
-            input_ids, inputs_embeds, attention_mask, position_ids, source, show, key
+            input_ids,
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            segment_ids,
+            source,
+            show,
+            key,
         )
         return self._decoder_output(decoded, source, show)
 
@@ -219,6 +233,7 @@ class BartForCausalLM(LanguageModel):
         inputs_embeds: Float[ArrayLike, "batch length d_model"] | None,
         attention_mask: Mask[ArrayLike, "batch length"] | None,
         position_ids: Integer[ArrayLike, "#batch length"] | None,
+        segment_ids: Integer[ArrayLike, "batch length"] | None,
         before: Any,
         show: Show,
         key: PRNGKeyArray | None,
@@ -234,6 +249,7 @@ class BartForCausalLM(LanguageModel):
             attention_mask,
             position_ids,
             before,
+            segment_ids=segment_ids,
             show=Show(show.attentions or self._needs_attentions, show.hidden_states),
             key=key,
         )

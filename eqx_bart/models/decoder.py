@@ -1,19 +1,20 @@
 """BART's decoder: Lewis et al. 2019 (arXiv:1910.13461), section 2.1; HF's `BartDecoder`."""
 
-from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from ..config import BartConfig
-from ..nn.attention import causal_mask, padding_mask
+from ..nn.attention import causal_mask
 from ..nn.cache import FirstSlot
-from ..nn.checks import ArrayLike, Mask
+from ..nn.checks import ArrayLike, as_indices, Mask
 from ..nn.embedding import AbstractEmbedding
-from ..nn.layer import Context, NOTHING, Show
+from ..nn.layer import Context, NOTHING, Show, Source
 from ..nn.mesh import on_any_mesh
+from ..nn.stack import StackOutput
 from .cache import BartCache
 from .layers import BartDecoderLayer
 from .outputs import BaseModelOutputWithCrossAttentions
@@ -72,6 +73,7 @@ class BartDecoder(BartStack):
         position_ids: Integer[Array, "#batch length"] | None = None,
         source: Any = None,
         *,
+        segment_ids: Integer[ArrayLike, "batch length"] | None = None,
         show: Show = NOTHING,
         key: PRNGKeyArray | None = None,
     ) -> BaseModelOutputWithCrossAttentions:
@@ -79,26 +81,26 @@ class BartDecoder(BartStack):
 
         **Arguments:**
 
-        - `attention_mask`, `position_ids`, `key`: see `BartModel.decode`, which checks
-            them.
+        - `attention_mask`, `position_ids`, `segment_ids`, `key`: see `BartModel.decode`,
+            which checks them.
         - `source`, `show`: as in `Context`.
+
+        **Raises** `ValueError` if there are `segment_ids`, and none of a `Source`, or the
+        reverse.
         """
-        length = inputs_embeds.shape[1]
-        if position_ids is None:
-            position_ids = self.embed_positions.span(0, length)
-        mask, is_token = causal_mask(length), None
-        if attention_mask is not None:
-            is_token = jnp.asarray(attention_mask, bool)
-            mask = mask & padding_mask(is_token)
-        context = Context(
-            mask,
+        if segment_ids is not None:
+            segment_ids = as_indices(segment_ids)
+        outputs = self.run_all(
+            inputs_embeds,
+            attention_mask,
             position_ids,
-            position_ids,
-            attention_mask=is_token,
-            source=source,
+            segment_ids,
+            mask=causal_mask(inputs_embeds.shape[1]),
+            source=_attended_by(segment_ids, source),
             show=show,
+            key=key,
         )
-        return self._decode(inputs_embeds, context, None, key=key)[0]
+        return _output(outputs, has_source=source is not None)
 
     @on_any_mesh
     def step(
@@ -144,28 +146,31 @@ class BartDecoder(BartStack):
             cache.source,
             show,
         )
-        outputs, layers = self._decode(inputs_embeds, context, cache.layers, key=key)
-        assert layers is not None
-        return outputs, cache.advance(layers, num_new)
+        outputs = self.run(inputs_embeds, context, cache.layers, key=key)
+        assert outputs.caches is not None
+        decoded = _output(outputs, has_source=cache.source is not None)
+        return decoded, cache.advance(outputs.caches, num_new)
 
-    def _decode(
-        self,
-        inputs_embeds: Float[Array, "batch new d_model"],
-        context: Context,
-        caches: Sequence[Any] | None,
-        *,
-        key: PRNGKeyArray | None,
-    ) -> tuple[BaseModelOutputWithCrossAttentions, tuple[Any, ...] | None]:
-        """The outputs of the layers, and their next caches."""
-        outputs = self.run(inputs_embeds, context, caches, key=key)
-        shown = dict(outputs.shown)
-        attentions = shown.pop("attentions", None)
-        cross_attentions = shown.pop("cross_attentions", None)
-        decoded = BaseModelOutputWithCrossAttentions(
-            last_hidden_state=outputs.hidden_states,
-            hidden_states=outputs.all_hidden_states,
-            attentions=attentions,
-            cross_attentions=None if context.source is None else cross_attentions,
-            shown=shown or None,
-        )
-        return decoded, outputs.caches
+
+def _attended_by(segment_ids: Integer[Array, "batch length"] | None, source: Any) -> Any:
+    """What the layers attend to, where each `Source` knows whose tokens attend to it."""
+
+    def known(x: Any) -> Any:
+        return x.attended_by(segment_ids) if isinstance(x, Source) else x
+
+    return jax.tree.map(known, source, is_leaf=lambda x: isinstance(x, Source))
+
+
+def _output(
+    outputs: StackOutput, *, has_source: bool
+) -> BaseModelOutputWithCrossAttentions:
+    shown = dict(outputs.shown)
+    attentions = shown.pop("attentions", None)
+    cross_attentions = shown.pop("cross_attentions", None)
+    return BaseModelOutputWithCrossAttentions(
+        last_hidden_state=outputs.hidden_states,
+        hidden_states=outputs.all_hidden_states,
+        attentions=attentions,
+        cross_attentions=cross_attentions if has_source else None,
+        shown=shown or None,
+    )

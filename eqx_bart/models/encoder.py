@@ -1,13 +1,11 @@
 """BART's encoder: Lewis et al. 2019 (arXiv:1910.13461), section 2.1; HF's `BartEncoder`."""
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from ..config import BartConfig
-from ..nn.attention import padding_mask
 from ..nn.checks import ArrayLike, Mask
 from ..nn.embedding import AbstractEmbedding
-from ..nn.layer import Context, NOTHING, Show
+from ..nn.layer import NOTHING, Show
 from ..nn.mesh import on_any_mesh
 from .layers import BartEncoderLayer
 from .outputs import BaseModelOutput
@@ -41,6 +39,7 @@ class BartEncoder(BartStack):
         attention_mask: Mask[ArrayLike, "batch length"] | None = None,
         position_ids: Integer[Array, "#batch length"] | None = None,
         *,
+        segment_ids: Integer[ArrayLike, "batch length"] | None = None,
         show: Show = NOTHING,
         key: PRNGKeyArray | None = None,
     ) -> BaseModelOutput:
@@ -48,21 +47,13 @@ class BartEncoder(BartStack):
 
         **Arguments:**
 
-        - `attention_mask`, `position_ids`, `key`: see `BartModel.encode`, which checks
-            them.
+        - `attention_mask`, `position_ids`, `segment_ids`, `key`: see `BartModel.encode`,
+            which checks them.
         - `show`: as in `Context`.
         """
-        if position_ids is None:
-            position_ids = self.embed_positions.span(0, inputs_embeds.shape[1])
-        mask = None if attention_mask is None else jnp.asarray(attention_mask, bool)
-        context = Context(
-            None if mask is None else padding_mask(mask),
-            position_ids,
-            position_ids,
-            attention_mask=mask,
-            show=show,
+        outputs = self.run_all(
+            inputs_embeds, attention_mask, position_ids, segment_ids, show=show, key=key
         )
-        outputs = self.run(inputs_embeds, context, key=key)
         shown = dict(outputs.shown)
         attentions = shown.pop("attentions", None)
         return BaseModelOutput(

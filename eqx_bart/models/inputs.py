@@ -11,6 +11,7 @@ from ..nn.checks import ArrayLike, as_indices, Mask
 from ..nn.embedding import AbstractEmbedding
 from ..nn.layer import Show, Source
 from ..nn.mesh import on_any_mesh
+from ..nn.segments import segment_starts
 from .cache import BartCache
 from .decoder import BartDecoder
 from .outputs import BaseModelOutput, BaseModelOutputWithCrossAttentions
@@ -26,6 +27,7 @@ def shift_tokens_right(
     input_ids: Integer[ArrayLike, "batch length"],
     pad_token_id: int | None,
     decoder_start_token_id: int | None,
+    segment_ids: Integer[ArrayLike, "batch length"] | None = None,
 ) -> Integer[Array, "batch length"]:
     """The decoder's input for a target: the start token, then all but the target's last.
 
@@ -34,6 +36,8 @@ def shift_tokens_right(
     - `input_ids`: the target.
     - `pad_token_id`: what replaces the label that losses ignore, -100.
     - `decoder_start_token_id`: the start token.
+    - `segment_ids`: which of the targets in a row each token is of; see `BartModel.encode`.
+        Each target is shifted by itself.
 
     **Raises** `ValueError` if either token id is `None`.
 
@@ -45,7 +49,11 @@ def shift_tokens_right(
             f"{pad_token_id} and {decoder_start_token_id}."
         )
     shifted = jnp.roll(as_indices(input_ids), 1, axis=1)
-    shifted = shifted.at[:, :1].set(decoder_start_token_id)
+    if segment_ids is None:
+        shifted = shifted.at[:, :1].set(decoder_start_token_id)
+    else:
+        is_first = segment_starts(as_indices(segment_ids))
+        shifted = jnp.where(is_first, decoder_start_token_id, shifted)
     return jnp.where(shifted == IGNORE_INDEX, pad_token_id, shifted)
 
 
@@ -87,6 +95,7 @@ def source_of(
     encoder_outputs: Any,
     attention_mask: Mask[ArrayLike, "..."] | None,
     input_ids: Integer[ArrayLike, "..."] | None,
+    segment_ids: Integer[ArrayLike, "..."] | None = None,
 ) -> Any:
     """The `Source` made of what an encoder returned. What layers of your own attend to is
     returned as it is.
@@ -95,11 +104,11 @@ def source_of(
     """
     if isinstance(encoder_outputs, BaseModelOutput):
         states = encoder_outputs.last_hidden_state
-        return make_source(states, attention_mask, input_ids)
-    if attention_mask is not None or input_ids is not None:
+        return make_source(states, attention_mask, input_ids, segment_ids)
+    if any(x is not None for x in (attention_mask, input_ids, segment_ids)):
         raise TypeError(
-            "An attention_mask and input_ids go with what encode returned. Of a "
-            f"{type(encoder_outputs).__name__} they have to be parts."
+            "An attention_mask, input_ids and segment_ids go with what encode returned. Of "
+            f"a {type(encoder_outputs).__name__} they have to be parts."
         )
     return encoder_outputs
 
@@ -108,12 +117,14 @@ def make_source(
     hidden_states: Float[ArrayLike, "batch source d_model"],
     attention_mask: Mask[ArrayLike, "..."] | None,
     input_ids: Integer[ArrayLike, "..."] | None = None,
+    segment_ids: Integer[ArrayLike, "..."] | None = None,
 ) -> Source:
     """A `Source` made of what users give."""
     return Source(
         jnp.asarray(hidden_states),
         None if attention_mask is None else jnp.asarray(attention_mask, bool),
         None if input_ids is None else as_indices(input_ids),
+        segment_ids=None if segment_ids is None else as_indices(segment_ids),
     )
 
 
@@ -154,6 +165,7 @@ def run_decoder(
     position_ids: Integer[ArrayLike, "#batch target"] | None,
     before: Any,
     *,
+    segment_ids: Integer[ArrayLike, "batch target"] | None = None,
     show: Show,
     key: PRNGKeyArray | None,
 ) -> tuple[BaseModelOutputWithCrossAttentions, BartCache | None]:
@@ -162,19 +174,30 @@ def run_decoder(
     `before` is a source or `None`, for all tokens at once; or the cache of the tokens
     before these.
 
-    **Raises** `ValueError` if a position is outside the table, or if the tokens do not fit
-    the cache.
+    **Raises** `ValueError` if a position is outside the table, if the tokens do not fit
+    the cache, or if there is a cache as well as `segment_ids`.
     """
     if position_ids is not None:
         inputs_embeds, position_ids = decoder.embed_positions.checked(
             inputs_embeds, position_ids, "decoder_position_ids"
         )
     if isinstance(before, BartCache):
+        if segment_ids is not None:
+            raise ValueError(
+                "decoder_segment_ids are for a pass over all tokens: the rows of a cache "
+                "have one example each."
+            )
         inputs_embeds = before.checked(config, inputs_embeds)
         return decoder.step(
             inputs_embeds, before, attention_mask, position_ids, show=show, key=key
         )
     decoded = decoder(
-        inputs_embeds, attention_mask, position_ids, before, show=show, key=key
+        inputs_embeds,
+        attention_mask,
+        position_ids,
+        before,
+        segment_ids=segment_ids,
+        show=show,
+        key=key,
     )
     return decoded, None

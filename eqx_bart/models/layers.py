@@ -21,6 +21,7 @@ from ..nn.layer import AbstractLayer, Context, cross_attend, self_attend, Shown,
 from ..nn.linear import AbstractLinear
 from ..nn.mesh import on_any_mesh
 from ..nn.norm import LayerNorm
+from ..nn.segments import any_in_segment
 from ..nn.stored import INLINED
 
 
@@ -178,14 +179,14 @@ class BartDecoderLayer(BartLayer):
 def _without_overflow(
     hidden_states: Float[Array, "batch new d_model"], context: Context
 ) -> Float[Array, "batch new d_model"]:
-    """The states, clamped in rows where float16 overflows. HF's encoder layers clamp all
-    rows if one overflows. Overflow in padding changes nothing but the padding."""
+    """The states, clamped in examples where float16 overflows. HF's encoder layers clamp
+    all rows if one overflows. Overflow in padding changes nothing but the padding."""
     if hidden_states.dtype != jnp.float16:
         return hidden_states
     limit = float(jnp.finfo(jnp.float16).max) - 1000
     is_over = jnp.any(~jnp.isfinite(hidden_states), axis=-1)
     counts = is_over if context.attention_mask is None else is_over & context.attention_mask
-    is_clamped = is_over | jnp.any(counts, axis=1, keepdims=True)
+    is_clamped = is_over | any_in_segment(counts, context.segment_ids)
     clamped = jnp.clip(hidden_states, -limit, limit)
     return jnp.where(is_clamped[..., None], clamped, hidden_states)
 

@@ -94,6 +94,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         position_ids: Integer[ArrayLike, "#batch source"] | None = None,
         *,
         inputs_embeds: Float[ArrayLike, "batch source d_model"] | None = None,
+        segment_ids: Integer[ArrayLike, "batch source"] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         key: PRNGKeyArray | None = None,
@@ -104,7 +105,10 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
 
         - `input_ids`: tokens, in `[0, vocab_size)`; or `inputs_embeds`, their embeddings.
         - `attention_mask`: 1 or True for tokens, 0 or False for padding; all 1 by default.
-        - `position_ids`: 0, 1, 2, ... by default, whatever the mask.
+        - `position_ids`: 0, 1, 2, ... by default, whatever the mask, and in each example.
+        - `segment_ids`: which example each token is of, where a row holds more than one:
+            any number for each, other than its neighbours', and 0 for padding. Tokens see
+            their own example alone. See `eqx_bart.pack`.
         - `output_attentions`, `output_hidden_states`: whether to return these as well; by
             default what the config says.
         - `key`: for dropout and LayerDrop; needed in training mode only.
@@ -129,7 +133,12 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
             output_hidden_states=output_hidden_states,
         )
         return trunk.encoder(
-            inputs_embeds, attention_mask, position_ids, show=show, key=key
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            segment_ids=segment_ids,
+            show=show,
+            key=key,
         )
 
     @explained
@@ -183,7 +192,9 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         encoder_outputs: Any,
         encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
         encoder_input_ids: Integer[ArrayLike, "batch source"] | None = None,
+        encoder_segment_ids: Integer[ArrayLike, "batch source"] | None = None,
         decoder_inputs_embeds: Float[ArrayLike, "batch target d_model"] | None = None,
+        decoder_segment_ids: Integer[ArrayLike, "batch target"] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         key: PRNGKeyArray | None = None,
@@ -215,7 +226,9 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         encoder_outputs: Any = None,
         encoder_attention_mask: Mask[ArrayLike, "batch source"] | None = None,
         encoder_input_ids: Integer[ArrayLike, "batch source"] | None = None,
+        encoder_segment_ids: Integer[ArrayLike, "batch source"] | None = None,
         decoder_inputs_embeds: Float[ArrayLike, "batch target d_model"] | None = None,
+        decoder_segment_ids: Integer[ArrayLike, "batch target"] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         key: PRNGKeyArray | None = None,
@@ -235,6 +248,8 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
             that it was given, or what your own layers attend to. For use without a cache: a
             cache has both.
         - `encoder_input_ids`: what `encode` was given, for a head that copies from it.
+        - `encoder_segment_ids`: what `encode` was given; `decoder_segment_ids`: those of
+            these tokens, which attend to their own example's. For use without a cache.
         - `output_attentions`, `output_hidden_states`, `key`: as in `encode`.
 
         **Returns** the decoder's outputs, with logits if the model has a language-modelling
@@ -248,11 +263,11 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
                 "decode takes either a cache from init_cache or the encoder_outputs of "
                 f"encode; it was given {'neither' if cache is None else 'both'}."
             )
-        is_said_again = encoder_attention_mask is not None or encoder_input_ids is not None
-        if cache is not None and is_said_again:
+        of_source = (encoder_attention_mask, encoder_input_ids, encoder_segment_ids)
+        if cache is not None and any(x is not None for x in of_source):
             raise ValueError(
                 "A cache knows the encoder's attention_mask from init_cache, and its "
-                "input_ids: give them there, not to decode."
+                "input_ids: give them there, not to decode. Its rows have one example each."
             )
         show = shown(
             self.config,
@@ -261,13 +276,14 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         )
         before: Any = cache
         if encoder_outputs is not None:
-            before = source_of(encoder_outputs, encoder_attention_mask, encoder_input_ids)
+            before = source_of(encoder_outputs, *of_source)
         decoded, next_cache = self._decode(
             decoder_input_ids,
             decoder_inputs_embeds,
             decoder_attention_mask,
             decoder_position_ids,
             before,
+            segment_ids=decoder_segment_ids,
             show=show,
             key=key,
         )
@@ -283,6 +299,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         position_ids: Integer[ArrayLike, "#batch target"] | None,
         before: Any,
         *,
+        segment_ids: Integer[ArrayLike, "batch target"] | None,
         show: Show,
         key: PRNGKeyArray | None,
     ) -> tuple[BaseModelOutputWithCrossAttentions, BartCache | None]:
@@ -299,6 +316,7 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
             attention_mask,
             position_ids,
             before,
+            segment_ids=segment_ids,
             show=Show(show.attentions or self._needs_attentions, show.hidden_states),
             key=key,
         )
@@ -316,6 +334,8 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         *,
         inputs_embeds: Float[ArrayLike, "batch source d_model"] | None = None,
         decoder_inputs_embeds: Float[ArrayLike, "batch target d_model"] | None = None,
+        segment_ids: Integer[ArrayLike, "batch source"] | None = None,
+        decoder_segment_ids: Integer[ArrayLike, "batch target"] | None = None,
         encoder_outputs: Any = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -325,10 +345,11 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
 
         **Arguments:**
 
-        - `input_ids`, `attention_mask`, `position_ids`, `inputs_embeds`: as in `encode`.
+        - `input_ids`, `attention_mask`, `position_ids`, `inputs_embeds`, `segment_ids`: as
+            in `encode`.
         - `decoder_input_ids`, `decoder_attention_mask`, `decoder_position_ids`,
-            `decoder_inputs_embeds`: as in `decode`. By default the decoder reads
-            `input_ids`, shifted right by one; see `shift_tokens_right`.
+            `decoder_inputs_embeds`, `decoder_segment_ids`: as in `decode`. By default the
+            decoder reads `input_ids`, shifted right by one; see `shift_tokens_right`.
         - `encoder_outputs`: what `encode` returned, to save a run of the encoder; the
             `attention_mask` is still needed. Or what your own layers attend to, any pytree
             of arrays.
@@ -347,15 +368,18 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
                     "Without input_ids there is no default for the decoder's input: pass "
                     "decoder_input_ids or decoder_inputs_embeds."
                 )
+            config = self.config
             decoder_input_ids = shift_tokens_right(
-                input_ids, self.config.pad_token_id, self.config.decoder_start_token_id
+                input_ids, config.pad_token_id, config.decoder_start_token_id, segment_ids
             )
+            decoder_segment_ids = segment_ids
         if encoder_outputs is None:
             encoder_outputs = self.encode(
                 input_ids,
                 attention_mask,
                 position_ids,
                 inputs_embeds=inputs_embeds,
+                segment_ids=segment_ids,
                 output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states,
                 key=encoder_key,
@@ -365,13 +389,14 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        source = source_of(encoder_outputs, attention_mask, input_ids)
+        source = source_of(encoder_outputs, attention_mask, input_ids, segment_ids)
         decoded, _ = self._decode(
             decoder_input_ids,
             decoder_inputs_embeds,
             decoder_attention_mask,
             decoder_position_ids,
             source,
+            segment_ids=decoder_segment_ids,
             show=show,
             key=decoder_key,
         )

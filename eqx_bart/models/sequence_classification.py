@@ -93,6 +93,11 @@ class BartForSequenceClassification(
                 "last </s> of each row. For embeddings of your own, pass with them the "
                 "encoder_outputs of encode(inputs_embeds=...)."
             )
+        if source.segment_ids is not None:
+            raise ValueError(
+                "BartForSequenceClassification has one answer for each row, and rows "
+                "with segment_ids hold more than one example: give each a row of its own."
+            )
         pooled = last_eos_state(
             decoded.last_hidden_state, source.input_ids, self.config.eos_token_ids
         )

@@ -5,9 +5,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from ..config import BartConfig
+from ..nn.attention import padding_mask
+from ..nn.checks import ArrayLike, as_indices, Mask
 from ..nn.dropout import LayerDrop, split_key
 from ..nn.embedding import (
     AbstractEmbedding,
@@ -15,8 +18,9 @@ from ..nn.embedding import (
     embed,
     LearnedPositionalEmbedding,
 )
-from ..nn.layer import AbstractLayer, Context, Layers
+from ..nn.layer import AbstractLayer, Context, Layers, Show
 from ..nn.norm import LayerNorm
+from ..nn.segments import segment_mask, segment_positions
 from ..nn.stack import Checkpointing, run_layers, StackOutput
 
 
@@ -65,6 +69,54 @@ class BartStack(eqx.Module):
         self.layerdrop = LayerDrop(layerdrop)
         self.checkpointing = None
 
+    def run_all(
+        self,
+        inputs_embeds: Float[Array, "batch length d_model"],
+        attention_mask: Mask[ArrayLike, "batch length"] | None,
+        position_ids: Integer[Array, "#batch length"] | None,
+        segment_ids: Integer[ArrayLike, "batch length"] | None,
+        *,
+        mask: Bool[Array, "1 1 length length"] | None = None,
+        source: Any = None,
+        show: Show,
+        key: PRNGKeyArray | None,
+    ) -> StackOutput:
+        """`run`, on all tokens of each row at once.
+
+        **Arguments:**
+
+        - `attention_mask`, `position_ids`, `segment_ids`: see `BartModel.encode`.
+        - `mask`: which tokens each one may attend to, as far as the others allow.
+        - `source`, `show`: as in `Context`.
+
+        **Raises** `ValueError` if there are more tokens, or longer examples, than
+        positions.
+        """
+        is_token = None
+        if attention_mask is not None:
+            is_token = jnp.asarray(attention_mask, bool)
+            mask = _both(mask, padding_mask(is_token))
+        if segment_ids is not None:
+            segment_ids = as_indices(segment_ids)
+            is_token = _both(is_token, segment_ids != 0)
+            mask = _both(mask, segment_mask(segment_ids, segment_ids))
+        if position_ids is None and segment_ids is not None:
+            inputs_embeds, position_ids = self.embed_positions.checked(
+                inputs_embeds, segment_positions(segment_ids), "positions"
+            )
+        elif position_ids is None:
+            position_ids = self.embed_positions.span(0, inputs_embeds.shape[1])
+        context = Context(
+            mask,
+            position_ids,
+            position_ids,
+            attention_mask=is_token,
+            source=source,
+            show=show,
+            segment_ids=segment_ids,
+        )
+        return self.run(inputs_embeds, context, key=key)
+
     def run(
         self,
         inputs_embeds: Float[Array, "batch new d_model"],
@@ -92,3 +144,8 @@ class BartStack(eqx.Module):
             checkpointing=self.checkpointing,
             keys=layer_keys,
         )
+
+
+def _both(a: Array | None, b: Array) -> Array:
+    """What both masks allow."""
+    return b if a is None else a & b

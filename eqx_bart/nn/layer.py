@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from .attention import AbstractAttention, padding_mask
 from .cache import FirstSlot, KeyValues
+from .segments import segment_mask, segment_positions
 
 
 #: What a layer has to show as well as its states, by name: `"attentions"`, the weights of
@@ -43,23 +44,56 @@ class Source(eqx.Module):
         no meaning.
     - `num_rows`: how many rows of decoder states attend to each row of these: rows that
         follow one another, the samples or beams of an input.
+    - `segment_ids`: which example each state is of, see `eqx_bart.nn.segments`; `None`
+        where a row is one example.
+    - `query_segment_ids`: which example each token is of that attends to these states. The
+        decoder says so, by `attended_by`.
     """
 
     hidden_states: Float[Array, "batch source d_model"]
     attention_mask: Bool[Array, "batch source"] | None = None
     input_ids: Integer[Array, "batch source"] | None = None
     num_rows: int = eqx.field(static=True, default=1)
+    segment_ids: Integer[Array, "batch source"] | None = None
+    query_segment_ids: Integer[Array, "batch queries"] | None = None
 
     @property
-    def mask(self) -> Bool[Array, "batch 1 1 source"] | None:
-        """The mask of attention to these states."""
-        mask = self.attention_mask
-        return None if mask is None else padding_mask(mask)
+    def mask(self) -> Bool[Array, "batch 1 #queries source"] | None:
+        """The mask of attention to these states.
+
+        **Raises** `ValueError` if a row has more than one example, and nothing says which
+        of them attends.
+        """
+        mask = None
+        if self.attention_mask is not None:
+            mask = padding_mask(self.attention_mask)
+        if self.segment_ids is None:
+            return mask
+        if self.query_segment_ids is None:
+            raise ValueError(
+                "This source has segment_ids, and the tokens that attend to it have none: "
+                "pass decoder_segment_ids. A cache holds rows of one example each."
+            )
+        blocks = segment_mask(self.query_segment_ids, self.segment_ids)
+        return blocks if mask is None else blocks & mask
 
     @property
-    def positions(self) -> Integer[Array, "1 source"]:
-        """The positions of these states: 0, 1, 2, ..."""
+    def positions(self) -> Integer[Array, "#batch source"]:
+        """The positions of these states: 0, 1, 2, ... in each example."""
+        if self.segment_ids is not None:
+            return segment_positions(self.segment_ids)
         return jnp.arange(self.hidden_states.shape[1], dtype=jnp.int32)[None]
+
+    def attended_by(self, segment_ids: Integer[Array, "batch queries"] | None) -> "Source":
+        """This source, with the examples that the tokens are of that attend to it.
+
+        **Raises** `ValueError` if only one of the two has `segment_ids`.
+        """
+        if (segment_ids is None) != (self.segment_ids is None):
+            names = ["decoder_segment_ids", "segment_ids of the source"]
+            given, missing = names if self.segment_ids is None else reversed(names)
+            raise ValueError(f"There are {given}, but no {missing}: they go together.")
+        return dataclasses.replace(self, query_segment_ids=segment_ids)
 
 
 class Context(eqx.Module):
@@ -80,6 +114,8 @@ class Context(eqx.Module):
     - `source`: what a decoder's layers attend to as well: a `Source`; more than one, or
         what a model of your own makes of its input; `None` without an encoder.
     - `show`: what the caller has asked to see. The rest need not be computed.
+    - `segment_ids`: which example each new token is of, where a row holds more than one;
+        see `eqx_bart.nn.segments`. `mask` and positions go by it.
     """
 
     mask: Bool[Array, "#batch 1 #new slots"] | None
@@ -89,6 +125,7 @@ class Context(eqx.Module):
     attention_mask: Bool[Array, "batch new"] | None = None
     source: Any = None
     show: Show = eqx.field(static=True, default=NOTHING)
+    segment_ids: Integer[Array, "batch new"] | None = None
 
 
 class AbstractLayer(eqx.Module):

@@ -181,6 +181,8 @@ def seq2seq_loss(
     *,
     decoder_input_ids: Integer[ArrayLike, "batch target"] | None = None,
     decoder_attention_mask: Mask[ArrayLike, "batch target"] | None = None,
+    segment_ids: Integer[ArrayLike, "batch source"] | None = None,
+    decoder_segment_ids: Integer[ArrayLike, "batch target"] | None = None,
     encoder_outputs: Any = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
@@ -191,10 +193,11 @@ def seq2seq_loss(
 
     **Arguments:**
 
-    - `input_ids`, `attention_mask`, `encoder_outputs`, `decoder_attention_mask`: as in a
-        call of the model.
+    - `input_ids`, `attention_mask`, `encoder_outputs`, `decoder_attention_mask`,
+        `segment_ids`, `decoder_segment_ids`: as in a call of the model. Rows of more than
+        one example have the loss of as many rows; see `pack`.
     - `labels`: the tokens to predict, -100 where there are none.
-    - `decoder_input_ids`: by default `labels`, shifted to the right.
+    - `decoder_input_ids`: by default `labels`, each example's shifted to the right.
     - `chunk_size`: how many tokens' logits are in memory at a time; all by default. See
         `chunked_cross_entropy`.
     - `label_smoothing`, `z_loss`: see `cross_entropy`.
@@ -209,12 +212,17 @@ def seq2seq_loss(
         labels = _checked_labels(labels, model.vocab_size, IGNORE_INDEX)
         config = model.config
         decoder_input_ids = shift_tokens_right(
-            labels, config.pad_token_id, config.decoder_start_token_id
+            labels, config.pad_token_id, config.decoder_start_token_id, decoder_segment_ids
         )
     inputs = (input_ids, attention_mask, decoder_input_ids, decoder_attention_mask)
+    others: Any = {
+        "segment_ids": segment_ids,
+        "decoder_segment_ids": decoder_segment_ids,
+        "encoder_outputs": encoder_outputs,
+    }
     options: Any = {"label_smoothing": label_smoothing, "z_loss": z_loss}
     if chunk_size is None:
-        outputs = model(*inputs, encoder_outputs=encoder_outputs, key=key)
+        outputs = model(*inputs, **others, key=key)
         return cross_entropy(outputs.logits, labels, **options)
     refuse_overrides(model, "chunk_size", "__call__")
     if model.head is not None:
@@ -222,7 +230,7 @@ def seq2seq_loss(
             f"chunk_size needs a head of the hidden states alone, and the model's is a "
             f"{type(model.head).__name__}: pass chunk_size=None."
         )
-    outputs = model.model(*inputs, encoder_outputs=encoder_outputs, key=key)
+    outputs = model.model(*inputs, **others, key=key)
     states = outputs.last_hidden_state
     return chunked_cross_entropy(
         model.projection,

@@ -9,13 +9,13 @@ Source: Lewis et al. 2019 (arXiv:1910.13461), section 2.2. Its models were train
 `text_infilling(sentence_permutation(ids, …), …)`.
 """
 
-import jax
 import numpy as np
 from jaxtyping import Integer, PRNGKeyArray
 
 from ..config import BartConfig
 from ..explained import explained
 from ..nn.checks import ArrayLike
+from .loading import generator, pad_token_id
 
 
 Ids = Integer[np.ndarray, "batch length"]
@@ -46,7 +46,7 @@ def token_masking(
     Source: Lewis et al. 2019 (arXiv:1910.13461), section 2.2.
     """
     ids, inside = _documents(input_ids, config)
-    chosen = _random_subset(inside, _share(inside, ratio), _generator(key))
+    chosen = _random_subset(inside, _share(inside, ratio), generator(key))
     return np.where(chosen, ids.dtype.type(mask_token_id), ids)
 
 
@@ -70,7 +70,7 @@ def token_deletion(
     Source: Lewis et al. 2019 (arXiv:1910.13461), section 2.2.
     """
     ids, inside = _documents(input_ids, config)
-    deleted = _random_subset(inside, _share(inside, ratio), _generator(key))
+    deleted = _random_subset(inside, _share(inside, ratio), generator(key))
     order = np.argsort(deleted, axis=1, kind="stable")
     kept = np.take_along_axis(~deleted, order, 1)
     return np.where(kept, np.take_along_axis(ids, order, 1), _padding(config, ids))
@@ -107,7 +107,7 @@ def text_infilling(
     if poisson_lambda <= 0:
         raise ValueError(f"poisson_lambda must be positive; it is {poisson_lambda}.")
     ids, inside = _documents(input_ids, config)
-    rng = _generator(key)
+    rng = generator(key)
     lengths, is_span = _spans(_share(inside, ratio), poisson_lambda, rng)
     sizes = inside.sum(1)
     # A document becomes a row of slots: its spans and its other tokens, in random order.
@@ -150,7 +150,7 @@ def sentence_permutation(
     ids, inside = _documents(input_ids, config)
     ends = np.isin(ids, full_stop_ids) & inside
     sentence = np.cumsum(ends, axis=1) - ends
-    draws = _generator(key).random(ids.shape)
+    draws = generator(key).random(ids.shape)
     return _reordered(ids, inside, np.take_along_axis(draws, sentence, 1))
 
 
@@ -173,13 +173,9 @@ def document_rotation(
     Source: Lewis et al. 2019 (arXiv:1910.13461), section 2.2.
     """
     ids, inside = _documents(input_ids, config)
-    start = _generator(key).random((len(ids), 1)) * inside.sum(1, keepdims=True)
+    start = generator(key).random((len(ids), 1)) * inside.sum(1, keepdims=True)
     place = np.cumsum(inside, axis=1) - 1
     return _reordered(ids, inside, place < np.floor(start))
-
-
-def _generator(key: PRNGKeyArray) -> np.random.Generator:
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)).reshape(-1))
 
 
 def _documents(
@@ -204,9 +200,7 @@ def _documents(
 
 
 def _padding(config: BartConfig, ids: np.ndarray) -> np.integer:
-    if config.pad_token_id is None:
-        raise ValueError("The config has no pad_token_id: rows have no known end.")
-    return ids.dtype.type(config.pad_token_id)
+    return ids.dtype.type(pad_token_id(config))
 
 
 def _share(inside: np.ndarray, ratio: float) -> np.ndarray:
