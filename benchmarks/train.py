@@ -3,6 +3,7 @@ and its Flax BART.
 
 pip install -e '.[test]'
 python benchmarks/train.py [--flax DIRECTORY] [--threads 2] [--rounds 5] [--json FILE]
+python benchmarks/train.py --mixed [--layers 2] [--rounds 2]
 
 A step is the loss of a batch in training mode, with dropout, its gradient, and AdamW. All
 have BART-base with random float32 weights and the same batch, on the CPU. Each engine is a
@@ -12,6 +13,14 @@ largest resident memory of a process, all that Python and its libraries take inc
 of them get their memory in huge pages, which makes a step of each shorter: Linux maps pages
 one by one as they are first written, and all engines allocate gigabytes anew in each step.
 
+--mixed measures examples of mixed lengths: sources log-normal with a median of 120 tokens
+and a sigma of 0.7, labels with a median of 24 and a sigma of 0.5, correlated by a half, and
+cut to 8 to 512 and 4 to 96; much like SAMSum's dialogues. An epoch is 800 examples. Hugging
+Face's Trainer takes 16 at a time by its `group_by_length`, padded to the longest; ours are
+of `eb.length_grouped` and `eb.pad`, 16 at a time, or of `eb.pack`, 5 rows of 512 + 96. Of
+each epoch, five batches are measured: every tenth by length; packed, any. Only tokens count
+that are no padding.
+
 --flax DIRECTORY is a virtual environment for HF's Flax BART, which transformers 5 dropped;
 it is made there if it is not there.
 """
@@ -19,13 +28,15 @@ it is made there if it is not there.
 import argparse
 import importlib
 import importlib.metadata
+import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +57,119 @@ FLAX_PACKAGES = (
     "numpy==2.4.6",
 )
 
-#: Takes a step, and returns its loss.
-Step = Callable[[], float]
+EXAMPLES, MIXED_BATCH, MEASURED = 800, 16, 5
+ROWS, ROW = 5, {"source_length": 512, "target_length": 96}
+SOURCE_LENGTHS, TARGET_LENGTHS = (64, 128, 192, 256, 384, 512), (32, 64, 96)
+
+#: The arguments of a loss, by name.
+Batch = Mapping[str, np.ndarray]
+#: Takes a step with a batch, and returns its loss.
+Step = Callable[[Batch], float]
 
 
-def batch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Random input ids, their mask, and labels."""
+def uniform() -> list[Batch]:
+    """A batch of random input ids, their mask, and labels."""
     rng = np.random.default_rng(0)
     ids = rng.integers(4, VOCABULARY, (BATCH, SOURCE), dtype=np.int32)
     labels = rng.integers(4, VOCABULARY, (BATCH, TARGET), dtype=np.int32)
-    return ids, np.ones_like(ids), labels
+    return [{"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": labels}]
 
 
-def ours(dtype: str = "float32", *, lean: bool = False) -> Step:
+def examples() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Random ids and labels, of mixed lengths."""
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=(EXAMPLES, 2))
+    normal[:, 1] = 0.5 * normal[:, 0] + math.sqrt(0.75) * normal[:, 1]
+    lengths = np.exp(np.log([120, 24]) + [0.7, 0.5] * normal)
+    lengths = np.clip(lengths, [8, 4], [512, 96]).astype(int)
+    return [
+        (rng.integers(4, VOCABULARY, source), rng.integers(4, VOCABULARY, target))
+        for source, target in lengths
+    ]
+
+
+def packed() -> list[Batch]:
+    """Several examples to a row."""
+    import jax
+
+    import eqx_bart as eb
+
+    rows = eb.pack(examples(), eb.BartConfig(), **ROW, batch_size=ROWS)
+    order = np.random.default_rng(1).permutation(len(rows.labels)).reshape(-1, ROWS)
+    chosen = order[:MEASURED]
+    return [jax.tree.map(lambda x, i=i: x[i], rows) for i in chosen]
+
+
+def grouped() -> list[Batch]:
+    """Batches of about one length, padded to one of a few."""
+    import jax
+
+    import eqx_bart as eb
+
+    pairs, widths = examples(), np.array(SOURCE_LENGTHS)
+    sizes = np.array([(len(source), len(labels)) for source, labels in pairs])
+    sizes[:, 0] = widths[np.searchsorted(widths, sizes[:, 0])]
+    groups = eb.length_grouped(sizes, MIXED_BATCH, key=jax.random.key(0))
+    batches: list[Batch] = [
+        eb.pad(
+            [pairs[i] for i in group],
+            eb.BartConfig(),
+            source_lengths=SOURCE_LENGTHS,
+            target_lengths=TARGET_LENGTHS,
+        )
+        for group in groups
+    ]
+    return _every_tenth(batches)
+
+
+def grouped_by_hf() -> list[Batch]:
+    """What HF's Trainer makes of `group_by_length`."""
+    import torch
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    pairs = examples()
+    sampler = LengthGroupedSampler(
+        MIXED_BATCH,
+        lengths=[len(source) for source, _ in pairs],
+        generator=torch.Generator().manual_seed(0),
+    )
+    order = list(sampler)
+    batches = list[Batch]()
+    for start in range(0, EXAMPLES, MIXED_BATCH):
+        sources, targets = zip(
+            *(pairs[i] for i in order[start : start + MIXED_BATCH]), strict=True
+        )
+        ids, labels = _padded(sources, -1), _padded(targets, -100)
+        mask = ids != -1
+        batches.append(
+            {
+                "input_ids": np.where(mask, ids, 1),
+                "attention_mask": mask.astype(np.int64),
+                "labels": labels,
+            }
+        )
+    return _every_tenth(batches)
+
+
+def _padded(rows: Sequence[np.ndarray], value: int) -> np.ndarray:
+    padded = np.full((len(rows), max(map(len, rows))), value)
+    for row, ids in zip(padded, rows, strict=True):
+        row[: len(ids)] = ids
+    return padded
+
+
+def _every_tenth(batches: list[Batch]) -> list[Batch]:
+    """A fair sample, whatever their order: every tenth by length."""
+    step = EXAMPLES // MIXED_BATCH // MEASURED
+    return sorted(batches, key=lambda x: x["input_ids"].size)[step // 2 :: step]
+
+
+def num_tokens(batch: Batch) -> int:
+    """How many tokens and labels a batch has, without padding."""
+    return int(np.sum(batch["attention_mask"]) + np.sum(batch["labels"] != -100))
+
+
+def ours(config: dict[str, Any], dtype: str = "float32", *, lean: bool = False) -> Step:
     """This library; `lean` keeps less in memory, and computes more."""
     import equinox as eqx
     import jax
@@ -66,9 +177,7 @@ def ours(dtype: str = "float32", *, lean: bool = False) -> Step:
 
     import eqx_bart as eb
 
-    ids, mask, labels = batch()
-    config = eb.BartConfig(**CONFIG)
-    model = eb.BartForConditionalGeneration(config, key=jax.random.key(0))
+    model = eb.BartForConditionalGeneration(eb.BartConfig(**config), key=jax.random.key(0))
     model = eb.gradient_checkpointing(model, lean)
     optim = optax.adamw(LEARNING_RATE)
     state = optim.init(eqx.filter(model, eb.trainable(model)))
@@ -76,15 +185,13 @@ def ours(dtype: str = "float32", *, lean: bool = False) -> Step:
     jit: Any = eqx.filter_jit  # whose type lacks the options of `jax.jit`
 
     @jit(donate="all", compiler_options=LEAN if lean else None)
-    def step(model: Any, state: Any, key: Any) -> Any:
+    def step(model: Any, state: Any, batch: Any, key: Any) -> Any:
         parameters, rest = eqx.partition(model, eb.trainable(model))
 
         def loss(parameters: Any) -> Any:
             whole = eb.cast(eqx.combine(parameters, rest), dtype)
             chunk_size = CHUNK if lean else None
-            return eb.seq2seq_loss(
-                whole, ids, mask, labels, chunk_size=chunk_size, key=key
-            ).mean
+            return eb.seq2seq_loss(whole, **batch, chunk_size=chunk_size, key=key).mean
 
         value, grads = jax.value_and_grad(loss)(parameters)
         updates, state = optim.update(grads, state, parameters)
@@ -92,33 +199,34 @@ def ours(dtype: str = "float32", *, lean: bool = False) -> Step:
 
     keys = iter(jax.random.split(jax.random.key(1), 1000))
 
-    def take() -> float:
+    def take(batch: Batch) -> float:
         nonlocal model, state
-        model, state, loss = step(model, state, next(keys))
+        model, state, loss = step(model, state, batch, next(keys))
         jax.block_until_ready((model, state))
         return float(loss)
 
     return take
 
 
-def hf(dtype: str = "float32") -> Step:
+def hf(config: dict[str, Any], dtype: str = "float32") -> Step:
     """Hugging Face's PyTorch BART; other dtypes by autocast."""
     import torch
     import transformers
 
     torch.set_num_threads(int(os.environ["PJRT_NPROC"]))
-    ids, mask, labels = (torch.from_numpy(x.astype(np.int64)) for x in batch())
-    config = transformers.BartConfig(**CONFIG)
-    model: Any = transformers.BartForConditionalGeneration(config).train()
+    model: Any = transformers.BartForConditionalGeneration(
+        transformers.BartConfig(**config)
+    ).train()
     optim = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     autocast = torch.autocast(
         "cpu", getattr(torch, dtype), enabled=dtype != "float32", cache_enabled=True
     )
 
-    def take() -> float:
+    def take(batch: Batch) -> float:
+        inputs = {k: torch.from_numpy(x.astype(np.int64)) for k, x in batch.items()}
         optim.zero_grad()
         with autocast:
-            loss = model(ids, attention_mask=mask, labels=labels).loss
+            loss = model(**inputs).loss
         loss.backward()
         optim.step()
         return loss.item()
@@ -126,7 +234,7 @@ def hf(dtype: str = "float32") -> Step:
     return take
 
 
-def flax() -> Step:
+def flax(config: dict[str, Any]) -> Step:
     """Hugging Face's Flax BART, of transformers 4."""
     import jax
     import jax.numpy as jnp
@@ -134,30 +242,30 @@ def flax() -> Step:
     import transformers
 
     modeling: Any = importlib.import_module("transformers.models.bart.modeling_flax_bart")
-    ids, mask, labels = batch()
-    config: Any = transformers.BartConfig(**CONFIG)
-    model = modeling.FlaxBartForConditionalGeneration(config)
+    settings: Any = transformers.BartConfig(**config)
+    model = modeling.FlaxBartForConditionalGeneration(settings)
     params = model.params
     optim = optax.adamw(LEARNING_RATE)
     state = optim.init(params)
-    pad, start = config.pad_token_id, config.decoder_start_token_id
+    pad, start = settings.pad_token_id, settings.decoder_start_token_id
 
-    def loss(params: Any, key: Any) -> Any:
+    def loss(params: Any, batch: Any, key: Any) -> Any:
+        ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
         inputs = modeling.shift_tokens_right(jnp.asarray(labels), pad, start)
         logits = model(ids, mask, inputs, params=params, dropout_rng=key, train=True).logits
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    def step(params: Any, state: Any, key: Any) -> Any:
-        value, grads = jax.value_and_grad(loss)(params, key)
+    def step(params: Any, state: Any, batch: Any, key: Any) -> Any:
+        value, grads = jax.value_and_grad(loss)(params, batch, key)
         updates, state = optim.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 
     jitted = jax.jit(step, donate_argnums=(0, 1))
     keys = iter(jax.random.split(jax.random.key(1), 1000))
 
-    def take() -> float:
+    def take(batch: Batch) -> float:
         nonlocal params, state
-        params, state, value = jitted(params, state, next(keys))
+        params, state, value = jitted(params, state, batch, next(keys))
         jax.block_until_ready((params, state))
         return float(value)
 
@@ -165,15 +273,26 @@ def flax() -> Step:
     return take
 
 
-ENGINES: dict[str, Callable[[], Step]] = {
-    "ours": ours,
-    "ours, bfloat16": lambda: ours("bfloat16"),
-    "ours, lean": lambda: ours(lean=True),
-    "ours, lean, bfloat16": lambda: ours("bfloat16", lean=True),
-    "HF PyTorch": hf,
-    "HF PyTorch, bfloat16": lambda: hf("bfloat16"),
-    "HF Flax": flax,
+HALF = {"dtype": "bfloat16"}
+Engine = tuple[Callable[[], list[Batch]], Callable[..., Step], dict[str, Any]]
+UNIFORM: dict[str, Engine] = {
+    "ours": (uniform, ours, {}),
+    "ours, bfloat16": (uniform, ours, HALF),
+    "ours, lean": (uniform, ours, {"lean": True}),
+    "ours, lean, bfloat16": (uniform, ours, {"lean": True, **HALF}),
+    "HF PyTorch": (uniform, hf, {}),
+    "HF PyTorch, bfloat16": (uniform, hf, HALF),
+    "HF Flax": (uniform, flax, {}),
 }
+MIXED: dict[str, Engine] = {
+    "ours, packed": (packed, ours, {}),
+    "ours, grouped": (grouped, ours, {}),
+    "HF PyTorch, grouped": (grouped_by_hf, hf, {}),
+    "ours, packed, bfloat16": (packed, ours, HALF),
+    "ours, grouped, bfloat16": (grouped, ours, HALF),
+    "HF PyTorch, grouped, bfloat16": (grouped_by_hf, hf, HALF),
+}
+ENGINES = UNIFORM | MIXED
 
 
 def peak() -> int:
@@ -182,19 +301,29 @@ def peak() -> int:
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
-def child(engine: str) -> None:
-    """Takes a step for each line of standard input, and prints the figures."""
-    step = ENGINES[engine]()
+def child(engine: str, config: dict[str, Any]) -> None:
+    """Takes a step for each line of standard input, with one batch after the other, and
+    prints the figures."""
+    make_batches, make_step, options = ENGINES[engine]
+    batches, step = make_batches(), make_step(config, **options)
     version = "" if "PyTorch" in engine else importlib.metadata.version("jax")
-    for _ in sys.stdin:
+    for number, _ in zip(itertools.cycle(range(len(batches))), sys.stdin, strict=False):
         start = time.perf_counter()
-        loss = step()
+        loss = step(batches[number])
         seconds = time.perf_counter() - start
-        figures = {"seconds": seconds, "loss": loss, "peak": peak(), "jax": version}
+        figures = {
+            "batch": number,
+            "batches": len(batches),
+            "tokens": num_tokens(batches[number]),
+            "seconds": seconds,
+            "loss": loss,
+            "peak": peak(),
+            "jax": version,
+        }
         print(json.dumps(figures), flush=True)
 
 
-def start(engine: str, python: str, threads: int) -> subprocess.Popen[str]:
+def start(engine: str, python: str, threads: int, layers: int) -> subprocess.Popen[str]:
     """The process of an engine."""
     environment = os.environ | {
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
@@ -203,7 +332,7 @@ def start(engine: str, python: str, threads: int) -> subprocess.Popen[str]:
         "TRANSFORMERS_VERBOSITY": "error",
     }
     return subprocess.Popen(  # noqa: S603, the command is our own
-        [python, __file__, "--child", engine],
+        [python, __file__, "--child", engine, "--layers", str(layers)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -235,38 +364,56 @@ def flax_python(directory: Path) -> str:
     return str(python)
 
 
-def report(figures: dict[str, list[dict[str, Any]]]) -> None:
+def rate(runs: list[dict[str, Any]]) -> float:
+    """Tokens in a second, by the median time of each batch."""
+    seconds, tokens = dict[int, list[float]](), dict[int, int]()
+    for run in runs:
+        seconds.setdefault(run["batch"], []).append(run["seconds"])
+        tokens[run["batch"]] = run["tokens"]
+    return sum(tokens.values()) / sum(map(statistics.median, seconds.values()))
+
+
+def report(figures: dict[str, list[dict[str, Any]]], title: str) -> None:
     """Prints the table; ratios are to the faster of HF's two in float32, and to the one
-    of the two that takes less memory."""
+    of the two that takes less memory; of mixed lengths, to HF's in the same dtype too."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    tokens = BATCH * (SOURCE + TARGET)
-    rates = {
-        engine: tokens / statistics.median(run["seconds"] for run in runs[1:])
-        for engine, runs in figures.items()
-    }
+    rates = {engine: rate(runs) for engine, runs in figures.items()}
     peaks = {engine: runs[-1]["peak"] / 1e9 for engine, runs in figures.items()}
-    peers = [engine for engine in ("HF PyTorch", "HF Flax") if engine in figures]
+    names = ("HF PyTorch", "HF Flax", "HF PyTorch, grouped")
+    peers = [engine for engine in names if engine in figures]
     fastest = max((rates[engine] for engine in peers), default=float("nan"))
     leanest = min((peaks[engine] for engine in peers), default=float("nan"))
-    title = f"A training step, BART-base, {BATCH} x ({SOURCE} + {TARGET}) tokens"
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("engine", no_wrap=True)
-    for name in ("jax", "tokens/s", "to HF", "peak, GB", "to HF", "first loss"):
+    columns = (
+        "jax",
+        "tokens/s",
+        "to HF",
+        "to its dtype",
+        "peak, GB",
+        "to HF",
+        "first loss",
+    )
+    for name in columns:
         table.add_column(name, justify="right")
     for engine, runs in figures.items():
+        is_half = "bfloat16" in engine
+        same = [x for x in figures if "HF" in x and ("bfloat16" in x) == is_half]
+        peer = max((rates[x] for x in same), default=float("nan"))
         table.add_row(
             engine,
             runs[0]["jax"],
             f"{rates[engine]:.0f}",
             f"{rates[engine] / fastest:.2f}",
+            f"{rates[engine] / peer:.2f}",
             f"{peaks[engine]:.2f}",
             f"{peaks[engine] / leanest:.2f}",
             f"{runs[0]['loss']:.2f}",
         )
-    Console(width=100).print(table)
+    Console(width=110).print(table)
 
 
 def main() -> None:
@@ -277,26 +424,36 @@ def main() -> None:
     parser.add_argument("--flax", type=Path, metavar="DIRECTORY")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--engines", nargs="*", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--mixed", action="store_true", help="examples of mixed lengths")
+    parser.add_argument("--layers", type=int, default=6, help="of encoder and of decoder")
+    parser.add_argument("--engines", nargs="*", choices=ENGINES)
     parser.add_argument("--json", type=Path, help="a file for the figures")
     parser.add_argument("--child", choices=ENGINES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(args.child)
+        layers = dict.fromkeys(("encoder_layers", "decoder_layers"), args.layers)
+        child(args.child, CONFIG | layers)
         return
     processes: dict[str, subprocess.Popen[str]] = {}
-    for engine in args.engines:
+    warm: dict[str, list[dict[str, Any]]] = {}
+    for engine in args.engines or (MIXED if args.mixed else UNIFORM):
         if engine != "HF Flax" or args.flax:
             python = flax_python(args.flax) if engine == "HF Flax" else sys.executable
-            processes[engine] = start(engine, python, args.threads)
-            take(engine, processes[engine])  # compiles
+            process = start(engine, python, args.threads, args.layers)
+            warm[engine] = [take(engine, process)]
+            for _ in range(warm[engine][0]["batches"]):  # compiles, and one more
+                warm[engine].append(take(engine, process))
+            processes[engine] = process
     figures: dict[str, list[dict[str, Any]]] = {engine: [] for engine in processes}
-    for _ in range(args.rounds + 1):
+    for _ in range(args.rounds * max(runs[0]["batches"] for runs in warm.values())):
         for engine, process in processes.items():
             figures[engine].append(take(engine, process))
     for process in processes.values():
         process.terminate()
-    report(figures)
+    what = "mixed lengths" if args.mixed else f"{BATCH} x ({SOURCE} + {TARGET}) tokens"
+    report(
+        figures, f"A training step, BART-base, {args.layers} + {args.layers} layers, {what}"
+    )
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

@@ -113,7 +113,7 @@ def pad(
 
 
 def length_grouped(
-    lengths: Integer[ArrayLike, "examples"] | Sequence[int],
+    lengths: Integer[ArrayLike, "examples"] | Integer[ArrayLike, "examples kinds"],
     batch_size: int,
     *,
     key: PRNGKeyArray,
@@ -126,7 +126,9 @@ def length_grouped(
 
     **Arguments:**
 
-    - `lengths`: of each example. Where two lengths count, give their sum.
+    - `lengths`: of each example; or several of each, such as those of its source and its
+        labels, of which the first counts first. Rounded up to what its rows are padded to,
+        it leaves some for the next one to sort.
     - `batch_size`: the number of examples in a batch. The last batch has what is left.
     - `key`: another one for each epoch: `jax.random.fold_in(key, epoch)`.
     - `megabatch`: how many batches are sorted together. More of them differ less in length
@@ -136,11 +138,11 @@ def length_grouped(
 
     Source: HF's `LengthGroupedSampler`, which has batches follow one another by length.
     """
-    rng, lengths = generator(key), np.asarray(lengths)
+    rng, columns = generator(key), np.atleast_2d(np.asarray(lengths).T)[::-1]
     order = rng.permutation(len(lengths))
     size = batch_size * megabatch
     groups = [order[i : i + size] for i in range(0, len(order), size)]
-    order = np.concatenate([x[np.argsort(-lengths[x])] for x in groups] or [order])
+    order = np.concatenate([x[np.lexsort(columns[:, x])] for x in groups] or [order])
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     num_whole = len(order) // batch_size
     return [batches[i] for i in rng.permutation(num_whole)] + batches[num_whole:]
