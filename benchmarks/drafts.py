@@ -55,6 +55,7 @@ def main() -> None:
     options = parser.parse_args()
     config = eb.BartConfig(vocab_size=VOCABULARY, **SIZES[options.size])
     model = eb.BartForConditionalGeneration(config, key=jax.random.key(0))
+    model = eqx.nn.inference_mode(model)
     model = jax.tree.map(
         lambda x: x.astype(options.dtype) if eqx.is_inexact_array(x) else x, model
     )
