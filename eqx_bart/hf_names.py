@@ -92,6 +92,10 @@ PYTORCH = (
         "add the `LossSum` of each micro-batch, and their gradients; see above",
     ),
     Row(
+        "`group_by_length`, `DataCollatorForSeq2Seq`",
+        "`eb.pack(examples, …)`, which pads hardly at all; `eb.length_grouped`, `eb.pad`",
+    ),
+    Row(
         '`torch.autocast("cuda", torch.bfloat16)`',
         '`eb.cast(model, "bfloat16")` in the loss',
     ),
