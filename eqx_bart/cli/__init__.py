@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _unchecked() -> Generator[None]:
     """A context in which annotations are not checked: no user passes any arrays."""
     before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)  # noqa: FBT003
+    jaxtyping.config.update("jaxtyping_disable", value=True)
     try:
         yield
     finally:

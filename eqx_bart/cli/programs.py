@@ -21,6 +21,7 @@ VARIABLE = "EQX_BART_CACHE"
 #: All programs of a directory together; those used last stay.
 _MOST_BYTES = 2**27
 
+_CACHE_DIR = "jax_compilation_cache_dir"
 _SUFFIX = "-cache"  # JAX's
 _CHECKSUM = ".checksum"
 
@@ -34,7 +35,7 @@ def kept_programs() -> Generator[None]:
     left to JAX.
     """
     directory = None
-    if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
+    if not getattr(jax.config, _CACHE_DIR):
         with contextlib.suppress(OSError):
             directory = _directory()
     if directory is None:
@@ -42,7 +43,7 @@ def kept_programs() -> Generator[None]:
         return
     _remove_damaged(directory)
     settings = {
-        "jax_compilation_cache_dir": str(directory),
+        _CACHE_DIR: str(directory),
         "jax_compilation_cache_max_size": _MOST_BYTES,
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,

@@ -121,9 +121,7 @@ class BeamSearch(AbstractStrategy):
             is_settled=self.is_settled | is_lost | settled | jnp.all(is_end, axis=1),
             keys=self.keys,
         )
-        counts = None
-        if progress.num_new.size > 1:
-            counts = self.is_going_on(progress).astype(jnp.int32)
+        counts = self.is_going_on(progress).astype(jnp.int32)
         return search, progress.advance(running.input_ids, running.ancestors, counts)
 
     def _candidates(

@@ -163,7 +163,7 @@ class GenerationMixin(eqx.Module):
     def _run(self, loop: LoopInputs) -> GenerationOutput:
         state = self._start(loop)
         if state.lookup is None:
-            return self._while(state, tries_drafts=None).output()
+            return self._while(state, tries_drafts=False).output()
         # Loops in a loop: XLA copies a cache that only one branch of a condition writes to.
         return _while(
             lambda state: ~state.is_done,
@@ -173,21 +173,13 @@ class GenerationMixin(eqx.Module):
             state,
         ).output()
 
-    def _while(
-        self, state: GenerationState, *, tries_drafts: bool | None
-    ) -> GenerationState:
-        """The state after all steps; or, with drafts, after those that are to try them, or
-        not to."""
-
-        def goes_on(state: GenerationState) -> Bool[Array, ""]:
-            if tries_drafts is None:
-                return ~state.is_done
-            return ~state.is_done & (state.is_drafting == tries_drafts)
-
-        def step(state: GenerationState) -> GenerationState:
-            return state.step(self.generation_step, tries_drafts=bool(tries_drafts))
-
-        return _while(goes_on, step, state)
+    def _while(self, state: GenerationState, *, tries_drafts: bool) -> GenerationState:
+        """The state after all steps up to one that is to try drafts, or not to."""
+        return _while(
+            lambda state: ~state.is_done & (state.is_drafting == tries_drafts),
+            lambda state: state.step(self.generation_step, tries_drafts=tries_drafts),
+            state,
+        )
 
     @explained
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[list[np.ndarray]]:
@@ -261,12 +253,12 @@ class GenerationMixin(eqx.Module):
             return state.step(self.generation_step, tries_drafts=False)
         arrays, others = eqx.partition(state, eqx.is_array)
 
-        def step(tries_drafts: bool, arrays: Any) -> Any:  # noqa: FBT001
+        def step(arrays: Any, *, tries_drafts: bool) -> Any:
             state = eqx.combine(arrays, others)
             new = state.step(self.generation_step, tries_drafts=tries_drafts)
             return eqx.filter(new, eqx.is_array)
 
-        branches = (functools.partial(step, tried) for tried in (True, False))
+        branches = (functools.partial(step, tries_drafts=x) for x in (True, False))
         return eqx.combine(jax.lax.cond(state.is_drafting, *branches, arrays), others)
 
     def _start(self, loop: LoopInputs) -> GenerationState:
@@ -364,9 +356,8 @@ class GenerationMixin(eqx.Module):
             settings.output_scores or settings.output_logits or settings.output_attentions
         ):
             return state.records
-        no_drafts = jnp.zeros((*state.progress.input_ids.shape[:2], 0), jnp.int32)
         one = eqx.filter_eval_shape(
-            lambda s: s.observe(self.generation_step, no_drafts)[1][0], state
+            lambda s: s.observe(self.generation_step, s.no_drafts)[1][0], state
         )
         return jax.tree.map(
             lambda x: jnp.zeros((settings.num_steps, *x.shape), x.dtype), one

@@ -82,10 +82,7 @@ class Sampling(AbstractStrategy):
             log_probs = put_at(log_probs, progress.num_new, new)
         sampling = Sampling(lengths, log_probs, self.keys)
         input_ids = put_at(progress.input_ids, progress.length, tokens)
-        in_step = progress.num_new.size == 1 and tokens.shape[2] == 1
-        return sampling, progress.advance(
-            input_ids, progress.ancestors, None if in_step else counts
-        )
+        return sampling, progress.advance(input_ids, progress.ancestors, counts)
 
     def _tokens(
         self, scores: Float[Array, "batch rows new vocab"], progress: Progress

@@ -114,12 +114,12 @@ class Progress(eqx.Module):
         self,
         input_ids: Integer[Array, "batch rows max_length"],
         ancestors: Integer[Array, "batch rows steps"],
-        counts: Integer[Array, "batch rows"] | None = None,
+        counts: Integer[Array, "batch rows"],
     ) -> "Progress":
-        """The progress after so many more tokens in each row; after one, without `counts`,
-        which rows that go in step do not need."""
+        """The progress after so many more tokens in each row, or after one in each if all
+        rows go in step."""
         more = 1
-        if counts is not None:
+        if self.num_new.size > 1 or counts.size == 1:
             axes = tuple(i for i in range(2) if self.num_new.shape[i] == 1)
             more = jnp.max(counts, axis=axes, keepdims=True)
         return eqx.tree_at(
@@ -221,16 +221,17 @@ class GenerationState(eqx.Module):
             return jnp.zeros((), bool)
         return lookup.is_worthwhile(self.strategy.is_going_on(progress))
 
+    @property
+    def no_drafts(self) -> Integer[Array, "batch rows 0"]:
+        """The drafts of a step that tries none."""
+        return jnp.zeros((*self.progress.input_ids.shape[:2], 0), jnp.int32)
+
     def step(self, decode: Decode, *, tries_drafts: bool) -> "GenerationState":
         """The state after one more token in each row; or, if it tries drafts, after one
         more than there are right ones."""
-        lookup = self.lookup
-        num_drafts = 0
+        lookup, drafts = self.lookup, self.no_drafts
         if tries_drafts and lookup is not None:
-            num_drafts = lookup.num_tokens
-        drafts = jnp.zeros((*self.progress.input_ids.shape[:2], 0), jnp.int32)
-        if lookup is not None:
-            drafts = lookup.drafts[..., :num_drafts]
+            drafts = lookup.drafts
         scores, new_records, slots = self.observe(decode, drafts)
         strategy, progress = self.strategy.choose(scores, self.progress, drafts)
         records = self.records

@@ -14,7 +14,7 @@ from ..config import BartConfig
 from ..models.inputs import IGNORE_INDEX
 from ..nn.checks import ArrayLike
 from ..nn.output import ModelOutput
-from .loading import generator, pad_token_id
+from .data import generator, pad_token_id
 
 
 #: Token ids and labels: lists or arrays, without padding.

@@ -15,7 +15,7 @@ from jaxtyping import Integer, PRNGKeyArray
 from ..config import BartConfig
 from ..explained import explained
 from ..nn.checks import ArrayLike
-from .loading import generator, pad_token_id
+from .data import generator, pad_token_id
 
 
 Ids = Integer[np.ndarray, "batch length"]

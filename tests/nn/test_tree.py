@@ -1,6 +1,7 @@
 """What is remembered of a module, and what is not."""
 
 import gc
+import operator
 from typing import Any
 
 import equinox as eqx
@@ -86,7 +87,7 @@ def test_a_list_of_layers_may_change(config, getkey):
     """A model with layers in a list, of which one is replaced in place."""
     model = eqx.nn.inference_mode(eb.BartForConditionalGeneration(config, key=getkey()))
     other = eqx.nn.inference_mode(eb.BartForConditionalGeneration(config, key=getkey()))
-    where = lambda m: m.model.decoder.layers  # noqa: E731
+    where = operator.attrgetter("model.decoder.layers")
     model = eqx.tree_at(where, model, [*where(model)])
     ids = np.array([[5, 6, 7, 2]])
     before = model.generate(ids, output_logits=True, max_new_tokens=2)

@@ -370,7 +370,7 @@ def test_layers_of_ones_own_need_no_edit(config, batches, getkey):
     with pytest.raises(TypeError, match="have to be parts"):
         model.decode(ids, **calls, encoder_segment_ids=segments)
     with pytest.raises(ValueError, match="A cache holds rows of one example each"):
-        source[0].mask  # noqa: B018
+        _ = source[0].mask
 
 
 def test_what_cannot_be_packed(config, batches, getkey):
