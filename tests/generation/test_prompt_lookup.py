@@ -1,5 +1,6 @@
 """Drafts change how soon an answer comes, and nothing else."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,8 +49,9 @@ def source_of(rng, batch, length):
 def steps(model, *args, **settings):
     """How many steps `generate` would take."""
     state, count = model.init_generation(*args, **settings), 0
+    step = eqx.filter_jit(model.step)
     while not state.is_done:
-        state, count = model.step(state), count + 1
+        state, count = step(state), count + 1
     return count
 
 
