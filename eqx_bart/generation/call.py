@@ -92,6 +92,8 @@ class LoopInputs(eqx.Module):
     - `processors`: what changes the scores.
     - `key`: for sampling; `None` without it.
     - `past`: what a cache holds already; `None` without one.
+    - `num_alike`: how many rows with the same tokens came before each one, for sampling,
+        where that is not for the batch itself to say.
     - `num_unread`: how many tokens of the prompt, up to the last one but one, are not in
         the past.
     """
@@ -102,6 +104,7 @@ class LoopInputs(eqx.Module):
     key: PRNGKeyArray | None
     past: Past | None
     num_unread: int = eqx.field(static=True)
+    num_alike: Integer[ArrayLike, " batch"] | None = None
 
 
 class GenerationCall(eqx.Module):

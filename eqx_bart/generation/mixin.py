@@ -161,23 +161,29 @@ class GenerationMixin(eqx.Module):
         return _trimmed(run(GenerationMixin._run, self, usual), call, usual)
 
     def _run(self, loop: LoopInputs) -> GenerationOutput:
-        state = self._start(loop)
+        return self._while(lambda state: ~state.is_done, self._start(loop)).output()
+
+    def _while(
+        self,
+        goes_on: Callable[[GenerationState], Bool[Array, ""]],
+        state: GenerationState,
+    ) -> GenerationState:
+        """The state after all steps before which `goes_on` holds."""
+
+        def steps(state: GenerationState, *, tries_drafts: bool) -> GenerationState:
+            """After those up to one that is to try drafts, or not to."""
+            return _while(
+                lambda state: goes_on(state) & (state.is_drafting == tries_drafts),
+                lambda state: state.step(self.generation_step, tries_drafts=tries_drafts),
+                state,
+            )
+
         if state.lookup is None:
-            return self._while(state, tries_drafts=False).output()
+            return steps(state, tries_drafts=False)
         # Loops in a loop: XLA copies a cache that only one branch of a condition writes to.
         return _while(
-            lambda state: ~state.is_done,
-            lambda state: self._while(
-                self._while(state, tries_drafts=False), tries_drafts=True
-            ),
-            state,
-        ).output()
-
-    def _while(self, state: GenerationState, *, tries_drafts: bool) -> GenerationState:
-        """The state after all steps up to one that is to try drafts, or not to."""
-        return _while(
-            lambda state: ~state.is_done & (state.is_drafting == tries_drafts),
-            lambda state: state.step(self.generation_step, tries_drafts=tries_drafts),
+            goes_on,
+            lambda state: steps(steps(state, tries_drafts=False), tries_drafts=True),
             state,
         )
 
@@ -261,7 +267,8 @@ class GenerationMixin(eqx.Module):
         branches = (functools.partial(step, tries_drafts=x) for x in (True, False))
         return eqx.combine(jax.lax.cond(state.is_drafting, *branches, arrays), others)
 
-    def _start(self, loop: LoopInputs) -> GenerationState:
+    def _start(self, loop: LoopInputs, *, in_step: bool = True) -> GenerationState:
+        """The state before the first step; `in_step` if all inputs take it together."""
         if len(loop.inputs.prompt) == 0:
             raise ValueError("The batch is empty: generation needs at least one row.")
         settings, inputs = loop.settings, self.encode_source(loop.inputs)
@@ -270,9 +277,14 @@ class GenerationMixin(eqx.Module):
         source = None if source is None else jnp.asarray(source)
         strategy = BeamSearch if settings.is_beam_search else Sampling
         slots = self._slots(loop, prompt, inputs)
-        keys = None if loop.key is None else row_keys(loop.key, prompt, source)
+        keys = None
+        if loop.key is not None:
+            num_alike = None if loop.num_alike is None else jnp.asarray(loop.num_alike)
+            keys = row_keys(loop.key, prompt, source, num_alike=num_alike)
         num_drafts = settings.prompt_lookup_num_tokens
-        pace = (len(prompt), settings.num_rows) if num_drafts else (1, 1)
+        pace = (1, 1) if in_step else (len(prompt), 1)
+        if num_drafts:
+            pace = (len(prompt), settings.num_rows)
         strategy, progress = strategy.init(
             initial_progress(prompt, settings, pace), _scores_dtype(self, slots), keys
         )
@@ -408,25 +420,9 @@ def _trimmed(
     ):
         return output
 
-    library = array_library(output)
-    cut = functools.partial(_cut, library)
-    of_steps = (slice(rows), slice(steps))
-    of_prompt = (slice(rows), slice(padding, padding + prompt_length + steps))
-    cross_attentions = output.cross_attentions
-    trimmed = GenerationOutput(
-        sequences=cut(output.sequences, *of_prompt),
-        lengths=cut(library.asarray(output.lengths) - padding, slice(rows)),
-        sequences_scores=cut(output.sequences_scores, slice(rows)),
-        scores=cut(output.scores, slice(steps), slice(beams)),
-        logits=cut(output.logits, slice(steps), slice(beams)),
-        beam_indices=cut(output.beam_indices, *of_steps),
-        token_log_probs=cut(output.token_log_probs, *of_steps),
-        cross_attentions=None
-        if cross_attentions is None
-        else jax.tree.map(
-            lambda x: cut(x, slice(rows), slice(None), slice(steps), slice(source)),
-            cross_attentions,
-        ),
+    of_prompt = slice(padding, padding + prompt_length + steps)
+    trimmed = output.part(
+        slice(rows), slice(0, beams), of_prompt, slice(steps), slice(source)
     )
     sharding = rows_sharding(usual.inputs)
     trimmed = put_rows(trimmed, sharding, batch)
@@ -434,11 +430,6 @@ def _trimmed(
         return trimmed
 
     inputs = output.cache.inputs
-    inputs = inputs.trimmed(cut(inputs.prompt, *of_prompt), source)
-    inputs = put_rows(inputs, sharding, batch)
+    prompt = as_jax(array_library(inputs).asarray(inputs.prompt)[:rows, of_prompt])
+    inputs = put_rows(inputs.trimmed(prompt, source), sharding, batch)
     return dataclasses.replace(trimmed, cache=GenerationCache(output.cache.past, inputs))
-
-
-def _cut(library: Any, x: Any, *slices: slice) -> Any:
-    """A part of an array, if there is one, cut out by `library`."""
-    return None if x is None else as_jax(library.asarray(x)[slices])

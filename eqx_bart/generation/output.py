@@ -1,14 +1,17 @@
 """What `generate` returns."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
+import jax
 from jaxtyping import Array, Float, Integer
 
 from ..nn.mesh import ROWS, split, TENSOR
 from ..nn.output import ModelOutput
 from ..nn.processes import on_host
 from .cache import GenerationCache
+from .inputs import array_library, as_jax
 
 
 class GenerationOutput(ModelOutput):
@@ -53,6 +56,40 @@ class GenerationOutput(ModelOutput):
         None
     )
     cache: GenerationCache | None = None
+
+    def part(
+        self,
+        rows: slice,
+        beams: slice,
+        tokens: slice,
+        steps: slice,
+        source: slice,
+    ) -> "GenerationOutput":
+        """These rows, or beams, with these of their tokens, steps and source positions;
+        without the cache."""
+        library = array_library(dataclasses.replace(self, cache=None))
+
+        def cut(x: Any, *slices: slice) -> Any:
+            return None if x is None else as_jax(library.asarray(x)[slices])
+
+        lengths = library.asarray(self.lengths) - library.int32(tokens.start)
+        beam_indices = self.beam_indices
+        if beam_indices is not None:
+            beam_indices = library.asarray(beam_indices)
+            first = library.int32(beams.start)
+            beam_indices = library.where(beam_indices < 0, -1, beam_indices - first)
+        return GenerationOutput(
+            sequences=cut(self.sequences, rows, tokens),
+            lengths=cut(lengths, rows),
+            sequences_scores=cut(self.sequences_scores, rows),
+            scores=cut(self.scores, steps, beams),
+            logits=cut(self.logits, steps, beams),
+            beam_indices=cut(beam_indices, rows, steps),
+            token_log_probs=cut(self.token_log_probs, rows, steps),
+            cross_attentions=jax.tree.map(
+                lambda x: cut(x, rows, slice(None), steps, source), self.cross_attentions
+            ),
+        )
 
     def decode(
         self, tokenizer: Any, *, skip_special_tokens: bool = True, **options: Any

@@ -31,10 +31,39 @@ def run(function: Callable[..., Any], module: Any, *args: Any) -> Any:
 
     **Raises** `TypeError` if something in `args` is neither an array nor hashable.
     """
-    (arrays, module_kind), (more, args_kind) = _parted(module), _in_parts(args)
-    program = _program(function, module_kind, args_kind)
-    new_arrays, new_others = program(arrays, more)
-    return eqx.combine(new_arrays, new_others.value)
+    return _call(*_prepared(function, module, (), args))
+
+
+def run_over(function: Callable[..., Any], module: Any, state: Any, *args: Any) -> Any:
+    """`function(module, state, *args)`, as `run` does it, written over `state`: the arrays
+    in it are gone, where XLA could use their memory."""
+    return _call(*_prepared(function, module, (state,), args))
+
+
+def shapes(function: Callable[..., Any], module: Any, *args: Any) -> Any:
+    """What `run` would return, with shapes and dtypes in place of arrays."""
+    program, arrays = _prepared(function, module, (), args)
+    return _joined(*jax.eval_shape(program, *arrays))
+
+
+def _prepared(
+    function: Callable[..., Any],
+    module: Any,
+    state: tuple[Any, ...],
+    args: tuple[Any, ...],
+) -> tuple[Callable[..., Any], tuple[list[Any], list[Any], list[Any]]]:
+    """The program, and the arrays that it is called with."""
+    parts = (_parted(module), _in_parts(state), _in_parts(args))
+    arrays, kinds = zip(*parts, strict=True)
+    return _program(function, *kinds), arrays
+
+
+def _call(program: Callable[..., Any], arrays: tuple[list[Any], ...]) -> Any:
+    return _joined(*program(*arrays))
+
+
+def _joined(arrays: Any, others: _Static) -> Any:
+    return eqx.combine(arrays, others.value)
 
 
 class _Kind:
@@ -80,13 +109,15 @@ _parted = remembered(_in_parts)
 
 @functools.lru_cache(MOST_PROGRAMS)
 def _program(
-    function: Callable[..., Any], module: _Kind, args: _Kind
+    function: Callable[..., Any], module: _Kind, state: _Kind, args: _Kind
 ) -> Callable[..., Any]:
     """A function of its own, so that what JAX keeps for it goes when it goes."""
 
-    @jax.jit
-    def program(arrays: list[Any], more: list[Any]) -> Any:
-        result = function(module.with_arrays(arrays), *args.with_arrays(more))
+    @functools.partial(jax.jit, donate_argnums=1)
+    def program(arrays: list[Any], donated: list[Any], more: list[Any]) -> Any:
+        result = function(
+            module.with_arrays(arrays), *state.with_arrays(donated), *args.with_arrays(more)
+        )
         new_arrays, others = eqx.partition(result, eqx.is_array)
         return new_arrays, _Static(others)
 

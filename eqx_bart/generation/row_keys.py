@@ -6,12 +6,15 @@ from jaxtyping import Array, Integer, Key, PRNGKeyArray, UInt32
 
 
 def row_keys(
-    key: PRNGKeyArray, *token_ids: Integer[Array, "batch _"] | None
+    key: PRNGKeyArray,
+    *token_ids: Integer[Array, "batch _"] | None,
+    num_alike: Integer[Array, " batch"] | None = None,
 ) -> Key[Array, " batch"]:
     """A key for each row, by its tokens and not by its place in the batch.
 
     A row thus draws the same tokens in any batch. Negative `token_ids` do not count. Rows
-    with the same tokens get different keys, by their order.
+    with the same tokens get different keys, by how many came before; `num_alike` says it
+    for a batch that is a part of another.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
@@ -19,9 +22,10 @@ def row_keys(
     for ids in token_ids:
         if ids is not None:
             digest = digest * jnp.uint32(3) + _digest(ids)
-    is_alike = jnp.tril(digest[:, None] == digest[None], -1)
+    if num_alike is None:
+        num_alike = jnp.sum(jnp.tril(digest[:, None] == digest[None], -1), axis=1)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, digest)
-    return jax.vmap(jax.random.fold_in)(keys, jnp.sum(is_alike, axis=1))
+    return jax.vmap(jax.random.fold_in)(keys, num_alike)
 
 
 def _digest(ids: Integer[Array, "batch length"]) -> UInt32[Array, " batch"]:
