@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import equinox as eqx
@@ -23,8 +23,9 @@ from .call import GenerationCall, LoopInputs
 from .config import GenerationConfig
 from .inputs import align_right, array_library, as_jax, GenerationInputs, is_traced
 from .logits_process import LogitsProcessor
+from .many import answers, checked_inputs, longest_first, Loop, ordered, with_bar
 from .output import GenerationOutput
-from .programs import run
+from .programs import run, run_over, shapes
 from .prompt_lookup import PromptLookup
 from .row_keys import row_keys
 from .sample import Sampling
@@ -237,6 +238,113 @@ class GenerationMixin(eqx.Module):
     @on_any_mesh
     def _compiled_step(self, state: GenerationState) -> GenerationState:
         return run(GenerationMixin.step, self, state)
+
+    @explained
+    def generate_many(
+        self,
+        inputs: Iterable[Any],
+        generation_config: GenerationConfig | None = None,
+        *,
+        batch_size: int = 32,
+        in_order: bool = True,
+        progress: bool = False,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        key: PRNGKeyArray | None = None,
+        **overrides: Any,
+    ) -> Iterator[tuple[int, GenerationOutput]]:
+        """Generates for any number of inputs, as `generate` does for each of them alone.
+
+        A batch does not wait for its slowest row: where a row has ended, another input is
+        started while the others go on. Inputs are read ahead, 32 batches at most, and the
+        longest of them come first, so that few positions are padding.
+
+        **Arguments:**
+
+        - `inputs`: the token ids of each input, without padding: of its source, or of the
+            prompt of a decoder alone. They may be of different lengths, and have no end.
+        - `generation_config`, `logits_processors`, `key`, `overrides`: as in `generate`.
+            If prompts differ in length, the settings must say `max_new_tokens`.
+        - `batch_size`: how many inputs are answered at the same time.
+        - `in_order`: whether the answers come in the order of the inputs; otherwise as they
+            end.
+        - `progress`: whether to show a progress bar on the terminal.
+
+        **Yields** the number of each input, from 0 on, and its `GenerationOutput`, which is
+        that of `generate` for a batch of this input alone; but a sample depends on the key,
+        the tokens, and how many inputs before had the same tokens.
+
+        **Raises** as `generate` does, with a note about which input it is, after the
+        answers to all inputs that were read before it; `ValueError` if `batch_size` is less
+        than 1, inside `jit`, or with `output_cache`.
+        """
+        if batch_size < 1:
+            raise ValueError(
+                f"batch_size={batch_size}: at least one input is answered at a time."
+            )
+        if is_traced(self, key):
+            raise ValueError("generate_many cannot run inside jit: use generate.")
+        if isinstance(inputs, str | Mapping):
+            raise TypeError(
+                "generate_many takes the token ids of each input, such as "
+                f"tokenizer(texts)['input_ids'], not a {type(inputs).__name__}."
+            )
+
+        def prepare(input_ids: np.ndarray) -> GenerationCall:
+            return self.prepare_generation(
+                input_ids,
+                generation_config=generation_config,
+                logits_processors=logits_processors,
+                key=key,
+                **overrides,
+            )
+
+        loop = Loop(
+            self._compiled_start_apart,
+            self._shapes_apart,
+            self._compiled_go_on,
+            self.max_positions,
+        )
+        num_inputs = len(inputs) if isinstance(inputs, Sized) else None
+        checked = longest_first(checked_inputs(inputs, prepare), batch_size)
+        found = answers(loop, checked, batch_size)
+        found = with_bar(found, num_inputs) if progress else found
+        return ordered(found) if in_order else found
+
+    @on_any_mesh
+    def _compiled_start_apart(self, loop: LoopInputs) -> GenerationState:
+        return run(GenerationMixin._start_apart, self, loop)
+
+    @on_any_mesh
+    def _shapes_apart(self, loop: LoopInputs) -> Any:
+        return shapes(GenerationMixin._start_apart, self, loop)
+
+    def _start_apart(self, loop: LoopInputs) -> GenerationState:
+        return self._start(loop, in_step=False)
+
+    @on_any_mesh
+    def _compiled_go_on(
+        self, state: GenerationState, counts: np.ndarray, num_ended: np.ndarray
+    ) -> tuple[GenerationState, Bool[Array, " batch"]]:
+        return run_over(GenerationMixin._go_on, self, state, counts, num_ended)
+
+    def _go_on(
+        self,
+        state: GenerationState,
+        counts: Bool[Array, " batch"],
+        num_ended: Integer[Array, ""],
+    ) -> tuple[GenerationState, Bool[Array, " batch"]]:
+        """The state once so many of the inputs that count have ended, and which of all have
+        not."""
+
+        def is_going_on(state: GenerationState) -> Bool[Array, " batch"]:
+            return jnp.any(state.strategy.is_going_on(state.progress), axis=1)
+
+        def goes_on(state: GenerationState) -> Bool[Array, ""]:
+            has_ended = counts & ~is_going_on(state)
+            return jnp.sum(has_ended, dtype=jnp.int32) < num_ended
+
+        state = self._while(goes_on, state)
+        return state, is_going_on(state)
 
     @explained
     @on_any_mesh

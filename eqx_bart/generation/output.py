@@ -1,6 +1,5 @@
 """What `generate` returns."""
 
-import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -67,7 +66,7 @@ class GenerationOutput(ModelOutput):
     ) -> "GenerationOutput":
         """These rows, or beams, with these of their tokens, steps and source positions;
         without the cache."""
-        library = array_library(dataclasses.replace(self, cache=None))
+        library = array_library(self)
 
         def cut(x: Any, *slices: slice) -> Any:
             return None if x is None else as_jax(library.asarray(x)[slices])

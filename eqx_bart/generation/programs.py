@@ -53,9 +53,11 @@ def _prepared(
     args: tuple[Any, ...],
 ) -> tuple[Callable[..., Any], tuple[list[Any], list[Any], list[Any]]]:
     """The program, and the arrays that it is called with."""
-    parts = (_parted(module), _in_parts(state), _in_parts(args))
-    arrays, kinds = zip(*parts, strict=True)
-    return _program(function, *kinds), arrays
+    arrays, module_kind = _parted(module)
+    donated, state_kind = _in_parts(state)
+    more, args_kind = _in_parts(args)
+    program = _program(function, module_kind, state_kind, args_kind)
+    return program, (arrays, donated, more)
 
 
 def _call(program: Callable[..., Any], arrays: tuple[list[Any], ...]) -> Any:
