@@ -113,6 +113,14 @@ def _check_alike(call: GenerationCall, first: GenerationCall) -> None:
             "generate_many gives no cache: rows that end make room for others. Pass "
             "output_cache=False, or call generate."
         )
+    for processor, size in itertools.product(call.processors, (1, 2)):
+        try:
+            processor.for_batch(size, size)
+        except ValueError as error:
+            raise ValueError(
+                "generate_many takes processors that are the same for all inputs, and this "
+                f"one is not. {error}"
+            ) from error
     for name in ("max_new_tokens", "min_new_tokens"):
         ours, theirs = getattr(call.config, name), getattr(first.config, name)
         if ours != theirs:

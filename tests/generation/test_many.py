@@ -1,5 +1,7 @@
 """`generate_many`: what `generate` returns for each input, however they are batched."""
 
+import itertools
+
 import equinox as eqx
 import jax
 import numpy as np
@@ -54,23 +56,81 @@ def in_one_batch(model, inputs, **settings):
     return model.generate(ids, mask, **settings)
 
 
-@pytest.mark.parametrize("in_order", [True, False])
-@pytest.mark.parametrize("settings", [GREEDY | RECORDS, BEAMS | RECORDS, DRAFTS | RECORDS])
-def test_each_is_answered_as_alone(model, settings, in_order):
-    inputs = inputs_of(*range(1, 12), 40, 30, 35, 3)
-    found = list(model.generate_many(inputs, batch_size=4, in_order=in_order, **settings))
-    numbers = [number for number, _ in found]
-    assert (numbers == sorted(numbers)) == in_order
-    assert sorted(numbers) == list(range(len(inputs)))
-    for number, output in found:
+@pytest.mark.parametrize("settings", [BEAMS | RECORDS, DRAFTS | RECORDS])
+def test_each_is_answered_as_alone(model, settings):
+    inputs = inputs_of(*range(1, 12), 24, 20, 3)
+    found = dict(model.generate_many(inputs, batch_size=4, in_order=False, **settings))
+    assert sorted(found) == list(range(len(inputs)))
+    for number, output in found.items():
         expected = model.generate(np.asarray([inputs[number]]), **settings)
         assert_same(output, expected)
 
 
+def test_no_end_of_inputs(model):
+    inputs = (inputs_of(1 + i % 5)[0] for i in itertools.count())
+    found = model.generate_many(inputs, batch_size=2, **GREEDY)
+    first = [number for number, _ in itertools.islice(found, 70)]
+    assert first == list(range(70))
+
+
+def test_no_inputs(model):
+    assert list(model.generate_many([], **GREEDY)) == []
+
+
+def test_what_cannot_be_read_is_raised_after_the_answers_before(model):
+    def inputs():
+        yield from inputs_of(3, 9, 5)
+        yield [3, 41]
+        yield [4]
+
+    found = model.generate_many(inputs(), batch_size=2, **GREEDY)
+    assert [next(found)[0] for _ in range(5)] == list(range(5))
+    with pytest.raises(ValueError, match="of the vocabulary") as raised:
+        next(found)
+    assert raised.value.__notes__ == ["It is input 5 of generate_many, counted from 0."]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "settings", "message"),
+    [
+        ([[]], {}, "empty"),
+        ([[[3, 4]]], {}, r"shape \(1, 2\)"),
+        ([["a"]], {}, "input_ids"),
+        (["a text"], {}, "such as an entry of"),
+        ("a text", {}, "not a str"),
+        ({"input_ids": [[3]]}, {}, "not a dict"),
+        ([[3]], {"batch_size": 0}, "batch_size=0"),
+        ([[3]], {"output_cache": True}, "gives no cache"),
+        ([[3]], {"do_sample": True}, "needs a key"),
+        ([[3]], {"num_beam": 2}, "num_beam"),
+    ],
+)
+def test_bad_input(model, inputs, settings, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        list(model.generate_many(inputs, **GREEDY | settings))
+
+
+def test_lengths_that_count_the_prompt(decoder):
+    with pytest.raises(ValueError, match="Pass max_new_tokens"):
+        list(decoder.generate_many([[3, 4], [5]], max_length=8))
+    found = decoder.generate_many([[3, 4], [6, 5]], max_length=8)
+    assert [output.sequences.shape for _, output in found] == [(1, 8), (1, 8)]
+
+
+def test_a_constraint_for_all_inputs_or_for_each(model):
+    answers = [[5, 6, 2], [7, 2]]
+    for_all = eb.PrefixConstrainedLogitsProcessor(answers, [2])
+    for _, output in model.generate_many(inputs_of(3, 4), logits_processors=[for_all]):
+        assert output.sequences[0, 1 : output.lengths[0]].tolist() in answers
+    by_input = eb.PrefixConstrainedLogitsProcessor(by_input=[answers] * 4, prompt=[2])
+    with pytest.raises(ValueError, match="generate_many"):
+        list(model.generate_many(inputs_of(3, 4), logits_processors=[by_input]))
+
+
 @pytest.mark.parametrize("batch_size", [1, 16])
-@pytest.mark.parametrize("settings", [SAMPLES, SAMPLES | BEAMS, SAMPLES | DRAFTS])
+@pytest.mark.parametrize("settings", [SAMPLES | BEAMS, SAMPLES | DRAFTS])
 def test_samples_are_those_of_one_batch(model, settings, batch_size):
-    inputs = inputs_of(*range(1, 12), 40, 30, 35, 3)
+    inputs = inputs_of(*range(1, 12), 3)
     expected = in_one_batch(model, inputs, **settings).sequences
     found = model.generate_many(inputs, batch_size=batch_size, **settings)
     rows = np.concatenate([output.sequences for _, output in found])

@@ -91,6 +91,16 @@ def test_another_number_is_no_other_program(model, compilations, settings, chang
         assert np.array_equal(found.lengths, constant.lengths)
 
 
+def test_many_inputs_share_programs(model, compilations):
+    inputs = words(*range(1, 17))
+    found = list(model.generate_many(inputs, batch_size=4, max_new_tokens=3))
+    first = len(compilations)
+    assert 0 < first < 20
+    found += model.generate_many(inputs[2:] * 2, batch_size=4, max_new_tokens=3)
+    assert len(found) == 44
+    assert len(compilations) == first
+
+
 def test_a_constraint_is_no_program(model, compilations):
     for i, sizes in enumerate([(3, 2, 4), (2, 3, 4), (4, 1, 4)]):
         trie = eb.PrefixConstrainedLogitsProcessor(words(*sizes), prompt=[2])
