@@ -162,6 +162,12 @@ def run(name, meshes):
         if name == "beams" and mesh == meshes[-1]:
             check(function(sharded, *placed), expected, where, mesh)
             check(function(sharded, ids, mask), expected, f"{where}, of NumPy", mesh)
+            assert np.allclose(many(sharded), many(model), rtol=1e-10, atol=1e-10), where
+
+
+def many(model):
+    found = model.generate_many(IDS, batch_size=8, max_new_tokens=4, num_beams=2)
+    return np.concatenate([output.sequences_scores for _, output in found])
 
 
 for name in CALLS if sys.argv[2] == "all" else FEW:
