@@ -56,7 +56,10 @@ def in_one_batch(model, inputs, **settings):
     return model.generate(ids, mask, **settings)
 
 
-@pytest.mark.parametrize("settings", [BEAMS | RECORDS, DRAFTS | RECORDS])
+@pytest.mark.parametrize(
+    "settings",
+    [BEAMS | RECORDS, pytest.param(DRAFTS | RECORDS, marks=pytest.mark.slow)],
+)
 def test_each_is_answered_as_alone(model, settings):
     inputs = inputs_of(*range(1, 12), 24, 20, 3)
     found = dict(model.generate_many(inputs, batch_size=4, in_order=False, **settings))
@@ -127,7 +130,7 @@ def test_a_constraint_for_all_inputs_or_for_each(model):
         list(model.generate_many(inputs_of(3, 4), logits_processors=[by_input]))
 
 
-@pytest.mark.parametrize("batch_size", [1, 16])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 16])
 @pytest.mark.parametrize("settings", [SAMPLES | BEAMS, SAMPLES | DRAFTS])
 def test_samples_are_those_of_one_batch(model, settings, batch_size):
     inputs = inputs_of(*range(1, 12), 3)
