@@ -107,7 +107,12 @@ def _row(token_ids: Any) -> np.ndarray:
 
 
 def _check_alike(call: GenerationCall, first: GenerationCall) -> None:
-    """Checks that the loop is the same for both."""
+    """Checks that the loop is the same for both, and starts from tokens alone."""
+    if call.inputs.input_ids is None:
+        raise ValueError(
+            "generate_many starts from token ids, and the prepare_generation of this model "
+            "makes inputs without input_ids of them."
+        )
     if call.config.output_cache:
         raise ValueError(
             "generate_many gives no cache: rows that end make room for others. Pass "
