@@ -76,7 +76,7 @@ def checked_inputs(
 
     **Raises** `ValueError` or `TypeError`, with a note that says which input it is about.
     """
-    seen, first = Counter[bytes](), None
+    seen, first = Counter[int](), None
     for number, token_ids in enumerate(inputs):
         try:
             call = prepare(_row(token_ids))
@@ -85,9 +85,10 @@ def checked_inputs(
         except (TypeError, ValueError) as error:
             error.add_note(f"It is input {number} of generate_many, counted from 0.")
             raise
-        tokens = np.asarray(call.inputs.input_ids, np.int32).tobytes()
+        tokens = hash(np.asarray(call.inputs.input_ids, np.int32).tobytes())
         yield Input(number, call, seen[tokens])
-        seen[tokens] += call.key is not None
+        if call.key is not None:  # only samples want to know, and inputs may have no end
+            seen[tokens] += 1
 
 
 def _row(token_ids: Any) -> np.ndarray:
