@@ -68,9 +68,6 @@ class GenerationOutput(ModelOutput):
         without the cache."""
         library = array_library(self)
 
-        def cut(x: Any, *slices: slice) -> Any:
-            return None if x is None else as_jax(library.asarray(x)[slices])
-
         lengths = library.asarray(self.lengths) - library.int32(tokens.start)
         beam_indices = self.beam_indices
         if beam_indices is not None:
@@ -78,15 +75,15 @@ class GenerationOutput(ModelOutput):
             first = library.int32(beams.start)
             beam_indices = library.where(beam_indices < 0, -1, beam_indices - first)
         return GenerationOutput(
-            sequences=cut(self.sequences, rows, tokens),
-            lengths=cut(lengths, rows),
-            sequences_scores=cut(self.sequences_scores, rows),
-            scores=cut(self.scores, steps, beams),
-            logits=cut(self.logits, steps, beams),
-            beam_indices=cut(beam_indices, rows, steps),
-            token_log_probs=cut(self.token_log_probs, rows, steps),
+            sequences=_cut(self.sequences, rows, tokens),
+            lengths=_cut(lengths, rows),
+            sequences_scores=_cut(self.sequences_scores, rows),
+            scores=_cut(self.scores, steps, beams),
+            logits=_cut(self.logits, steps, beams),
+            beam_indices=_cut(beam_indices, rows, steps),
+            token_log_probs=_cut(self.token_log_probs, rows, steps),
             cross_attentions=jax.tree.map(
-                lambda x: cut(x, rows, slice(None), steps, source), self.cross_attentions
+                lambda x: _cut(x, rows, slice(None), steps, source), self.cross_attentions
             ),
         )
 
@@ -107,3 +104,7 @@ class GenerationOutput(ModelOutput):
             skip_special_tokens=skip_special_tokens,
             **options,
         )
+
+
+def _cut(x: Any, *slices: slice) -> Any:
+    return None if x is None else as_jax(array_library(x).asarray(x)[slices])
