@@ -11,7 +11,6 @@ checked to be the same.
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from report import Comparison, write
 from sizes import SIZES
 
 import eqx_bart as eb
@@ -67,8 +67,20 @@ def main() -> None:
             plain = seconds["None"]
             gains = {k: f"{plain / s:.2f}" for k, s in seconds.items() if k != "None"}
             print(f"{rows} rows, {share:.0%} copied: {plain:.3f} s; {gains}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
+    write(
+        options.json,
+        found,
+        [
+            Comparison(
+                f"{one['rows']} rows, {one['share']:.0%} copied, {number} drafts",
+                "no drafts",
+                one["seconds"]["None"] / seconds,
+            )
+            for one in found
+            for number, seconds in one["seconds"].items()
+            if number != "None"
+        ],
+    )
 
 
 def measure(model: Any, rows: int, share: float, rounds: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 pip install -e '.[test]' ctranslate2
 python benchmarks/generate.py [--large] [--dtypes int8] [--rounds 5] [--json FILE]
+python benchmarks/generate.py --growth
 python benchmarks/generate.py --device cuda
 
 All three have the same random weights, the same random inputs and, on the CPU, as many
@@ -9,9 +10,9 @@ threads. `--dtypes float32 bfloat16 int8` says in what the weights are; PyTorch 
 8 bits, and CTranslate2 no bfloat16. With `--device cuda`, ours and PyTorch run on the GPU
 instead, and CTranslate2 does not; float32 is what it says there, not TF32. They run in
 turn, round after round, so that whatever else the machine does falls on all of them. A run
-goes from an array of ids to an array of ids and always makes NEW_TOKENS tokens a row, since
+goes from an array of ids to an array of ids and always makes as many tokens a row, since
 the end token is held back until then; that is checked. What is counted is tokens of the
-result: batch * NEW_TOKENS, however many the beams.
+result, however many the beams.
 
 The weights are made up in a temporary directory; --cache DIRECTORY keeps them for the next
 run. --large adds BART-large, which takes minutes.
@@ -21,10 +22,7 @@ import argparse
 import dataclasses
 import gc
 import importlib
-import importlib.metadata
-import json
 import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -38,6 +36,7 @@ import jax
 import numpy as np
 import tokenizers
 import transformers
+from report import Comparison, machine, write
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -49,14 +48,10 @@ import eqx_bart as eb
 BOS, PAD, EOS, UNK = range(4)
 VOCABULARY = ["<s>", "<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(4, 50265))]
 IDS = {token: i for i, token in enumerate(VOCABULARY)}
-NEW_TOKENS = 64
-OURS, HF, CT2 = "ours", "HF PyTorch", "CTranslate2"
+OURS, HF, COMPILED, CT2 = "ours", "HF PyTorch", "HF PyTorch, compiled", "CTranslate2"
 FLOAT32, BFLOAT16, INT8 = DTYPES = ("float32", "bfloat16", "int8")
 # How long threads that wait for their next task in a loop may take to fall asleep.
 PAUSE = 0.5
-
-#: What is measured: from ids [batch, source] and a number of beams to [batch, NEW_TOKENS].
-Generate = Callable[[np.ndarray, int], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +62,11 @@ class Case:
     batch: int
     beams: int
     source: int
+    new_tokens: int = 64
 
     def __str__(self) -> str:
         search = "greedy" if self.beams == 1 else f"{self.beams} beams"
-        return f"{self.size}/{self.batch}/{search}/{self.source}/{NEW_TOKENS}"
+        return f"{self.size}/{self.batch}/{search}/{self.source}/{self.new_tokens}"
 
     def inputs(self) -> np.ndarray:
         """Random ids of words, between `<s>` and `</s>`."""
@@ -79,6 +75,17 @@ class Case:
         ids[:, 0], ids[:, -1] = BOS, EOS
         return ids
 
+    def settings(self) -> dict[str, Any]:
+        """HF's settings."""
+        return {
+            "num_beams": self.beams,
+            "min_new_tokens": self.new_tokens,
+            "max_new_tokens": self.new_tokens,
+        }
+
+
+#: What is measured: from ids [batch, source] to [batch, new_tokens].
+Generate = Callable[[np.ndarray, Case], np.ndarray]
 
 CASES = (
     Case("base", batch=1, beams=1, source=256),
@@ -87,6 +94,21 @@ CASES = (
     Case("base", batch=4, beams=4, source=512),
     Case("large", batch=4, beams=4, source=512),
 )
+GPU_CASES = (
+    *CASES[:4],
+    Case("large", batch=1, beams=1, source=512, new_tokens=128),
+    Case("large", batch=32, beams=1, source=512, new_tokens=128),
+    Case("large", batch=128, beams=1, source=512, new_tokens=128),
+    Case("large", batch=8, beams=4, source=512, new_tokens=128),
+)
+MIDDLE = Case("base", batch=4, beams=1, source=128)
+#: One thing grows at a time.
+GROWTH = {
+    "source": [dataclasses.replace(MIDDLE, source=n) for n in (64, 128, 256, 512, 1024)],
+    "new_tokens": [dataclasses.replace(MIDDLE, new_tokens=n) for n in (16, 64, 128, 256)],
+    "batch": [dataclasses.replace(MIDDLE, batch=n) for n in (1, 2, 4, 8, 16, 32)],
+    "beams": [dataclasses.replace(MIDDLE, batch=1, beams=n) for n in (1, 2, 4, 8, 16)],
+}
 
 
 @dataclasses.dataclass
@@ -103,7 +125,9 @@ class Timing:
 
     def rates(self) -> list[float]:
         """Tokens per second, by round."""
-        return [self.case.batch * NEW_TOKENS / seconds for seconds in self.seconds]
+        return [
+            self.case.batch * self.case.new_tokens / seconds for seconds in self.seconds
+        ]
 
     def rate(self) -> float:
         """The median of tokens per second."""
@@ -196,37 +220,32 @@ def ours(checkpoint: Path, dtype: str) -> Generate:
         quantize=INT8 if dtype == INT8 else None,
     )
 
-    def generate(ids: np.ndarray, beams: int) -> np.ndarray:
-        generated = model.generate(
-            ids,
-            np.ones_like(ids),
-            num_beams=beams,
-            min_new_tokens=NEW_TOKENS,
-            max_new_tokens=NEW_TOKENS,
-        )
+    def generate(ids: np.ndarray, case: Case) -> np.ndarray:
+        generated = model.generate(ids, np.ones_like(ids), **case.settings())
         return np.asarray(jax.block_until_ready(generated.sequences))[:, 1:]
 
     return generate
 
 
-def hf(checkpoint: Path, args: argparse.Namespace, dtype: str) -> Generate:
-    """Hugging Face's PyTorch BART."""
+def hf(
+    checkpoint: Path, args: argparse.Namespace, dtype: str, *, is_compiled: bool = False
+) -> Generate:
+    """Hugging Face's PyTorch BART; compiled, with a cache whose size does not change."""
     torch = require("torch", "-e '.[test]'")
     torch.set_num_threads(args.threads)
     model: Any = transformers.BartForConditionalGeneration.from_pretrained(
         checkpoint, dtype=getattr(torch, dtype)
     )
     model = model.eval().to(args.device)
+    how = {"cache_implementation": "static"} if is_compiled else {}
+    if is_compiled:
+        model.forward = torch.compile(model.forward)
 
-    def generate(ids: np.ndarray, beams: int) -> np.ndarray:
+    def generate(ids: np.ndarray, case: Case) -> np.ndarray:
         input_ids = torch.from_numpy(ids).to(args.device)
-        generated = model.generate(
-            input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            num_beams=beams,
-            min_new_tokens=NEW_TOKENS,
-            max_new_tokens=NEW_TOKENS,
-        )
+        mask = torch.ones_like(input_ids)
+        asked = case.settings() | how
+        generated = model.generate(input_ids, attention_mask=mask, **asked)
         return generated.cpu().numpy()[:, 1:]
 
     return generate
@@ -242,15 +261,15 @@ def ct2(directory: Path, threads: int, dtype: str) -> Generate:
         intra_threads=threads,
     )
 
-    def generate(ids: np.ndarray, beams: int) -> np.ndarray:
+    def generate(ids: np.ndarray, case: Case) -> np.ndarray:
         results = translator.translate_batch(
             [[VOCABULARY[i] for i in row] for row in ids.tolist()],
-            beam_size=beams,
-            min_decoding_length=NEW_TOKENS,
-            max_decoding_length=NEW_TOKENS,
+            beam_size=case.beams,
+            min_decoding_length=case.new_tokens,
+            max_decoding_length=case.new_tokens,
         )
         rows = [[IDS[token] for token in result.hypotheses[0]] for result in results]
-        if {len(row) for row in rows} != {NEW_TOKENS}:
+        if {len(row) for row in rows} != {case.new_tokens}:
             raise RuntimeError(f"{CT2} made rows of {[len(row) for row in rows]} tokens.")
         return np.asarray(rows)
 
@@ -273,7 +292,9 @@ def load_engines(
         engines[OURS, dtype] = ours(checkpoint, dtype)
         if dtype == BFLOAT16:
             engines[HF, dtype] = hf(checkpoint, args, dtype)
-        elif is_cpu:
+        if dtype != INT8 and args.compiled:
+            engines[COMPILED, dtype] = hf(checkpoint, args, dtype, is_compiled=True)
+        if dtype != BFLOAT16 and is_cpu:
             engines[CT2, dtype] = ct2(converted, args.threads, dtype)
     return engines
 
@@ -283,11 +304,12 @@ def timed(engine: Engine, generate: Generate, case: Case) -> tuple[float, np.nda
     ids = case.inputs()
     time.sleep(PAUSE)
     start = time.perf_counter()
-    tokens = generate(ids, case.beams)
+    tokens = generate(ids, case)
     seconds = time.perf_counter() - start
-    if tokens.shape != (case.batch, NEW_TOKENS) or np.isin(tokens, (PAD, EOS)).any():
+    shape = case.batch, case.new_tokens
+    if tokens.shape != shape or np.isin(tokens, (PAD, EOS)).any():
         raise RuntimeError(
-            f"{' in '.join(engine)} should have made {NEW_TOKENS} tokens for each of "
+            f"{' in '.join(engine)} should have made {case.new_tokens} tokens for each of "
             f"{case.batch} rows, none of them <pad> or </s>: {tokens}"
         )
     return seconds, tokens
@@ -309,11 +331,19 @@ def measure(case: Case, engines: dict[Engine, Generate], rounds: int) -> list[Ti
     return timings
 
 
+def cases(args: argparse.Namespace) -> list[Case]:
+    """What is measured: each once."""
+    if args.growth:
+        return list(dict.fromkeys(case for some in GROWTH.values() for case in some))
+    chosen = GPU_CASES if args.device == "cuda" else CASES
+    return [case for case in chosen if args.large or case.size != "large"]
+
+
 def run(sizes: list[str], args: argparse.Namespace, cache: Path) -> Iterator[list[Timing]]:
     """The timings of each case, with the engines of one size in memory at a time."""
     for size in sizes:
         engines = load_engines(size, cache, args)
-        for case in CASES:
+        for case in cases(args):
             if case.size == size:
                 yield measure(case, engines, args.rounds)
         engines.clear()
@@ -331,8 +361,8 @@ def report(timings: list[Timing]) -> list[dict[str, Any]]:
 
     return [
         {
+            "case": str(timing.case),
             **dataclasses.asdict(timing.case),
-            "new_tokens": NEW_TOKENS,
             "engine": timing.engine,
             "jax": jax.__version__ if timing.engine == OURS else None,
             "dtype": timing.dtype,
@@ -346,6 +376,21 @@ def report(timings: list[Timing]) -> list[dict[str, Any]]:
         }
         for timing in timings
     ]
+
+
+def comparisons(records: list[dict[str, Any]]) -> list[Comparison]:
+    """Ours beside all others in the same dtype, and beside our float32."""
+    found = list[Comparison]()
+    for ours in [record for record in records if record["engine"] == OURS]:
+        work = f"{ours['case']}, {ours['dtype']}"
+        for other in records:
+            is_other = other["engine"] != OURS or ours["dtype"] != FLOAT32 == other["dtype"]
+            is_alike = ours["dtype"] == other["dtype"] or other["engine"] == OURS
+            if ours["case"] == other["case"] and is_other and is_alike:
+                against = f"{other['engine']}, {other['dtype']}"
+                ratio = ours["tokens_per_second_median"] / other["tokens_per_second_median"]
+                found.append(Comparison(work, against, ratio))
+    return found
 
 
 def add_rows(table: Table, case: Case, records: list[dict[str, Any]]) -> None:
@@ -385,30 +430,6 @@ def new_table(rounds: int) -> Table:
     return table
 
 
-def machine(args: argparse.Namespace) -> dict[str, Any]:
-    """What the figures are measured on; other work there, by the load, spoils them."""
-    packages = ["jax", "torch", "transformers", *["ctranslate2"] * (args.device == "cpu")]
-    return {
-        "device": jax.devices()[0].device_kind,
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": args.threads,
-        "load before": round(os.getloadavg()[0], 2),
-        **{package: importlib.metadata.version(package) for package in packages},
-    }
-
-
-def cpu_model() -> str:
-    """The name of the processor, as far as the system tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
-
-
 def set_up(args: argparse.Namespace) -> None:
     """Sets JAX to the device and its threads, and checks that the others are there."""
     os.environ["PJRT_NPROC"] = str(args.threads)  # read when JAX first runs something
@@ -428,6 +449,8 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--large", action="store_true", help="BART-large as well")
+    parser.add_argument("--growth", action="store_true", help="what grows, one by one")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile as well")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtypes", choices=DTYPES, nargs="+", default=[FLOAT32])
     parser.add_argument("--rounds", type=int, default=5)
@@ -441,8 +464,8 @@ def main() -> None:
     """Measures, and prints a table."""
     args = parse_args()
     set_up(args)
-    about = machine(args)
-    sizes = ["base", "large"] if args.large else ["base"]
+    about = machine() | {"threads": args.threads, "device": jax.devices()[0].device_kind}
+    sizes = list(dict.fromkeys(case.size for case in cases(args)))
     console, table = Console(width=100), new_table(args.rounds)
     records = list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as temporary, console.status("measuring") as status:
@@ -453,9 +476,7 @@ def main() -> None:
             records += report(timings)
     console.print(table)
     console.print(", ".join(f"{name} {value}" for name, value in about.items()))
-    if args.json:
-        text = json.dumps({"machine": about, "results": records}, indent=2)
-        args.json.write_text(text + "\n", encoding="utf-8")
+    write(args.json, records, comparisons(records))
 
 
 if __name__ == "__main__":

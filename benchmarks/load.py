@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from report import Comparison, write
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -140,6 +141,21 @@ def report(size: str, figures: dict[Any, list[dict[str, float]]], nbytes: int) -
     return table
 
 
+def comparisons(figures: dict[Any, list[dict[str, float]]]) -> list[Comparison]:
+    """Ours beside HF's, of the same file."""
+    medians = {
+        case: statistics.median(run["seconds"] for run in runs)
+        for case, runs in figures.items()
+    }
+    return [
+        Comparison(
+            f"load {', '.join(what)}", "HF PyTorch", seconds / medians["ours", *what]
+        )
+        for (engine, *what), seconds in medians.items()
+        if engine != "ours"
+    ]
+
+
 def main() -> None:
     """Measures, and prints a table."""
     parser = argparse.ArgumentParser(
@@ -164,9 +180,8 @@ def main() -> None:
     for runs in figures.values():
         del runs[0]  # it may have read from the disk
     Console(width=100).print(report(args.size, figures, nbytes))
-    if args.json:
-        records = [{"case": case, "runs": runs} for case, runs in figures.items()]
-        args.json.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    records = [{"case": case, "runs": runs} for case, runs in figures.items()]
+    write(args.json, records, comparisons(figures))
 
 
 if __name__ == "__main__":

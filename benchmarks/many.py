@@ -13,7 +13,6 @@ which the best counts.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -27,7 +26,6 @@ import safetensors.numpy
 from generate import (
     BOS,
     convert,
-    cpu_model,
     EOS,
     IDS,
     INT8,
@@ -37,6 +35,7 @@ from generate import (
     UNK,
     VOCABULARY,
 )
+from report import Comparison, write
 
 import eqx_bart as eb
 
@@ -182,18 +181,13 @@ def main() -> None:
             for name, answer in ways.items():
                 rates[name].append(rate(answer, rows)[0])
                 print(f"{name}: {rates[name][-1]:.1f} tokens/s", flush=True)
-    found = {
-        "cpu": cpu_model(),
-        "jax": jax.__version__,
-        "inputs": args.inputs,
-        "batch_size": args.batch_size,
-        "beams": args.beams,
-        "dtype": args.dtype,
-        "tokens_per_second": {k: statistics.median(v) for k, v in rates.items() if v},
-    }
-    print(json.dumps(found, indent=1))
-    if args.json:
-        args.json.write_text(json.dumps(found | {"rates": rates}, indent=1))
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    ours_is, *others = medians
+    work = f"{args.inputs} inputs, {args.beams} beams, {args.dtype}"
+    found = [Comparison(work, name, medians[ours_is] / medians[name]) for name in others]
+    for one in found:
+        print(f"{one.ratio:.2f} times {one.against}")
+    write(args.json, rates, found)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import jax
 import numpy as np
 import torch
 import transformers
+from report import Comparison, write
 from rich.console import Console
 from rich.table import Table
 
@@ -152,6 +153,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--most", type=int, default=128)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, help="a file for the figures")
     args = parser.parse_args()
     jax.config.update("jax_platforms", args.device)
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -168,6 +170,11 @@ def main() -> None:
         sizes = [f"{x:.0f}" for x in needed.get(case, ())]
         table.add_row(kind, str(rows), f"{mine:.3f}", f"{hf:.3f}", ratio, *sizes)
     Console(width=100).print(table)
+    found = {f"{rows} {kind}": times for (kind, rows), times in took.items()}
+    ratios = [
+        Comparison(name, "HF PyTorch", hf / mine) for name, (mine, hf) in found.items()
+    ]
+    write(args.json, {"seconds": found, "megabytes": list(needed.values())}, ratios)
 
 
 if __name__ == "__main__":

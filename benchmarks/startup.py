@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 from load import build
+from report import Comparison, write
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -130,8 +131,15 @@ def main() -> None:
         numbers = [statistics.median(times), min(times), *medians]
         table.add_row(name, *(f"{x:.2f}" for x in numbers))
     Console(width=100).print(table)
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    medians = {
+        name: statistics.median(s for s, _ in runs) for name, runs in figures.items()
+    }
+    found = [
+        Comparison(f"start to answer, {name}", "HF PyTorch", medians[f"{what}, HF"] / took)
+        for name, took in medians.items()
+        if (what := name.split(",")[0]) and "ours" in name
+    ]
+    write(args.json, figures, found)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from report import Comparison, write
 from sizes import SIZES
 
 
@@ -416,6 +417,18 @@ def report(figures: dict[str, list[dict[str, Any]]], title: str) -> None:
     Console(width=110).print(table)
 
 
+def comparisons(figures: dict[str, list[dict[str, Any]]]) -> list[Comparison]:
+    """Each of ours beside each of the others in the same dtype."""
+    rates = {engine: rate(runs) for engine, runs in figures.items()}
+    return [
+        Comparison(f"train, {ours}", other, rates[ours] / rates[other])
+        for ours, other in itertools.product(rates, rates)
+        if "ours" in ours
+        and "ours" not in other
+        and ("bfloat16" in ours) == ("bfloat16" in other)
+    ]
+
+
 def main() -> None:
     """Measures, and prints a table."""
     parser = argparse.ArgumentParser(
@@ -454,8 +467,7 @@ def main() -> None:
     report(
         figures, f"A training step, BART-base, {args.layers} + {args.layers} layers, {what}"
     )
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write(args.json, figures, comparisons(figures))
 
 
 if __name__ == "__main__":
