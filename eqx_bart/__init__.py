@@ -41,6 +41,9 @@ with _install_import_hook(_CHECKED, f"{_typechecking.__name__}.typechecker"):
     from .models.sequence_classification import BartForSequenceClassification
     from .nn.cache import KeyValues
     from .nn.checks import checks
+    from .pictures.attention import plot_attention
+    from .pictures.beams import plot_beams
+    from .pictures.text import html_token_log_probs, plot_token_log_probs
     from .sharding import LAYOUT, shard
     from .training.batches import length_grouped, pack, pad, Seq2SeqBatch
     from .training.lora import lora, merge_lora
@@ -98,6 +101,7 @@ __all__ = [
     "document_rotation",
     "generation",
     "gradient_checkpointing",
+    "html_token_log_probs",
     "length_grouped",
     "load_lora",
     "lora",
@@ -106,6 +110,9 @@ __all__ = [
     "nn",
     "pack",
     "pad",
+    "plot_attention",
+    "plot_beams",
+    "plot_token_log_probs",
     "quantize",
     "question_answering_loss",
     "save_lora",

@@ -33,6 +33,16 @@ def test_python(page, monkeypatch, tmp_path, recwarn):
     assert all("drawn at random from key" in message for message in messages), messages
 
 
+def test_the_images_are_those_of_the_page():
+    """Each that the page writes is there, small and shown."""
+    page, images = DOCS / "guides" / "pictures.md", DOCS / "guides" / "pictures"
+    written = set(re.findall(r'"([\w]+\.(?:png|html))"', "\n".join(python(page))))
+    assert written == {file.name for file in images.iterdir()}
+    shown = set(re.findall(r"pictures/([\w.]+)[)\"]", page.read_text()))
+    assert shown == written
+    assert all(file.stat().st_size < 60_000 for file in images.iterdir())
+
+
 @pytest.mark.devices
 def test_many_devices(tmp_path):
     """The page for many devices on many devices, where its loss is that of one."""

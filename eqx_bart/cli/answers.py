@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from ..generation.output import GenerationOutput
 from ..models.conditional_generation import BartForConditionalGeneration
 from .common import InputError
 from .inputs import Input
+from .picture import write_picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +54,15 @@ class Answerer:
         tokenizer: Any,
         settings: dict[str, Any],
         seed: int,
+        picture: Path | None = None,
     ):
-        """Raises `InputError` if there is no such setting."""
+        """`picture` is the file for a picture of the first answer.
+
+        **Raises** `InputError` if there is no such setting.
+        """
+        if picture is not None:
+            settings = settings | {"output_attentions": True}
+        self._picture = picture
         try:
             self._config = model.generation_config.updated(None, settings)
         except TypeError as error:
@@ -121,6 +130,8 @@ class Answerer:
             attention_mask[i, : len(row.ids)] = True
         key = functools.reduce(jax.random.fold_in, draw, self._key)
         output = self._model.generate(input_ids, attention_mask, key=key, **self._settings)
+        if self._picture is not None:
+            write_picture(self._picture, self._tokenizer, rows[0].ids, output)
         texts = self._tokenizer.batch_decode(
             np.asarray(output.sequences), skip_special_tokens=True
         )

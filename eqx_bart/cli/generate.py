@@ -20,6 +20,7 @@ from .answers import Answer, Answerer, Row
 from .common import InputError, line_writer, progress_bar, report
 from .documents import open_output, Output, Window
 from .inputs import Input, open_inputs
+from .picture import check_picture
 from .tokenizer import load_tokenizer
 
 
@@ -90,6 +91,13 @@ def add_generate(commands: Any) -> None:
         metavar="N",
         help="what sampling starts from: the same texts for the same inputs in the same "
         "order, whatever the batch size; without it others at each run",
+    )
+    add(
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        help="for one input: draw which of its tokens each token of the answer attends to, "
+        "in a file named *.png, *.svg or *.pdf",
     )
     add("--device", help="where to run: cpu, gpu, tpu; JAX's choice by default")
     add("--batch-size", type=_positive, default=32, metavar="N", help="inputs at a time")
@@ -178,6 +186,8 @@ def _generate(args: argparse.Namespace) -> int:
         progress_bar(_Rate()) as progress,
     ):
         inputs, total = _share(args, inputs, total)
+        if args.picture is not None:
+            inputs = _only(args, inputs)
         bar = _Bar(progress, total)
         seed = secrets.randbelow(_NUM_SEEDS) if args.seed is None else args.seed
         if args.output is None:
@@ -206,6 +216,17 @@ def _share(
         )
     share = None if total is None else total // count
     return (source for source in inputs if source.window % count == index), share
+
+
+def _only(args: argparse.Namespace, inputs: Iterable[Input]) -> list[Input]:
+    """The one input of which there is a picture."""
+    check_picture(args.picture)
+    if args.output is not None:
+        raise InputError("--picture is of one input, and --output for many: give one")
+    first = list(itertools.islice(inputs, 2))
+    if len(first) != 1:
+        raise InputError(f"--picture is of one input, and there are {len(first)} or more")
+    return first
 
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
@@ -278,7 +299,7 @@ def _answerer(args: argparse.Namespace, seed: int) -> Answerer:
     if args.json:
         settings["output_token_log_probs"] = True
     model = BartForConditionalGeneration.from_pretrained(args.model)
-    return Answerer(model, load_tokenizer(args.model), settings, seed)
+    return Answerer(model, load_tokenizer(args.model), settings, seed, args.picture)
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

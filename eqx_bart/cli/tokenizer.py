@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ class PlainTokenizer:
         ids = self._tokenizer.encode(text).ids
         self._tokenizer.no_truncation()
         return {"input_ids": ids}
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        """The tokens with these ids."""
+        return [self._tokenizer.id_to_token(x) for x in ids]
 
     def batch_decode(self, rows: Any, *, skip_special_tokens: bool) -> list[str]:
         """The text of each row."""

@@ -197,6 +197,10 @@ def test_standard_input_and_settings(capsys, monkeypatch, tmp_path):
         (["--model", "./nowhere", "hello"], "There is no file or directory './nowhere'"),
         (["--device", "abacus", "hello"], "there is no device 'abacus' here"),
         (["--set", "guidance_scale=2", "hello"], "does not support guidance_scale=2"),
+        (["--picture", "x.png", "cat", "dog"], "of one input, and there are 2 or more"),
+        (["--picture", "x.png", "--output", "x", "cat"], "--output for many: give one"),
+        (["--picture", "x.y", "cat"], "x.y is no picture: its name .* png, .* svg"),
+        (["--picture", "nowhere/x.png", "cat"], "nowhere/x.png"),
         (["--set", "beams=4", "hello"], "generate has no argument or setting 'beams'"),
     ],
 )
@@ -224,6 +228,25 @@ def test_bad_usage(argument, message, capsys):
         main(["generate", argument, "hello"])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("settings", [[], ["--set=num_beams=3"]])
+def test_a_picture_of_an_answer(settings, capsys, monkeypatch, tmp_path):
+    """Besides the answer. An SVG has its texts in comments."""
+    file = tmp_path / "transformer.svg"
+    arguments = ["--picture", str(file), *settings, "transformer"]
+    answered = (0, "transformer\tT R AE0 N S F AO1 R M ER0\n", "")
+    assert run(capsys, *arguments) == answered
+    texts = re.findall("<!-- (.*) -->", file.read_text())
+    letters, phonemes = [*"transformer"], answered[1].split()[1:]
+    shown = ["source", "&lt;s&gt;", *letters, "target", *phonemes]
+    assert sorted(shown) == sorted(x for x in texts if x in shown)
+    file.unlink()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (1, "")
+    assert "pip install 'eqx-bart[plot]'" in err
+    assert not file.exists()
 
 
 def test_a_reader_that_ends_is_no_error():

@@ -86,6 +86,8 @@ def test_the_same_ids_and_texts(directory):
     for skip in (False, True):
         expected = theirs.batch_decode(rows, skip_special_tokens=skip)
         assert ours.batch_decode(rows, skip_special_tokens=skip) == expected
+    for row in rows.tolist():
+        assert ours.convert_ids_to_tokens(row) == theirs.convert_ids_to_tokens(row)
 
 
 @pytest.mark.parametrize(
