@@ -43,6 +43,7 @@ with _install_import_hook(_CHECKED, f"{_typechecking.__name__}.typechecker"):
     from .nn.checks import checks
     from .sharding import LAYOUT, shard
     from .training.batches import length_grouped, pack, pad, Seq2SeqBatch
+    from .training.distillation import distillation_loss, shrink
     from .training.lora import lora, merge_lora
     from .training.losses import (
         chunked_cross_entropy,
@@ -95,6 +96,7 @@ __all__ = [
     "chunked_cross_entropy",
     "classification_loss",
     "cross_entropy",
+    "distillation_loss",
     "document_rotation",
     "generation",
     "gradient_checkpointing",
@@ -113,6 +115,7 @@ __all__ = [
     "seq2seq_loss",
     "shard",
     "shift_tokens_right",
+    "shrink",
     "testing",
     "text_infilling",
     "token_deletion",
