@@ -19,7 +19,6 @@ from oracle import (
     CLASSES,
     convert,
     convert_grads,
-    leaves,
     random_config,
     random_ids,
     random_mask,
@@ -194,10 +193,10 @@ def test_a_student_of_all_layers_has_nothing_to_learn_from_its_teacher(
 
     total, grads = loss(student, teacher)
     assert abs(total) < 1e-12
-    assert all(np.max(np.abs(grad)) < 1e-12 for grad in leaves(grads))
+    assert all(np.max(np.abs(grad)) < 1e-12 for grad in jax.tree.leaves(grads))
     total, grads = loss(eb.shrink(teacher, decoder_layers=2), teacher)
     assert total > 0.1
-    assert max(np.max(np.abs(grad)) for grad in leaves(grads)) > 0.1
+    assert max(np.max(np.abs(grad)) for grad in jax.tree.leaves(grads)) > 0.1
 
 
 @pytest.mark.parametrize("options", with_slow(CHUNKED, slow=[{}, CHUNKED]), ids=str)
@@ -256,8 +255,8 @@ def test_the_teacher_gets_no_gradient(options, teacher):
         return eb.distillation_loss(*pair, *BATCH, **ALL, **options).total
 
     of_student, of_teacher = loss((eb.shrink(teacher, decoder_layers=2), teacher))
-    assert all(not np.any(grad) for grad in leaves(of_teacher))
-    assert max(np.max(np.abs(grad)) for grad in leaves(of_student)) > 1e-2
+    assert all(not np.any(grad) for grad in jax.tree.leaves(of_teacher))
+    assert max(np.max(np.abs(grad)) for grad in jax.tree.leaves(of_student)) > 1e-2
 
 
 @pytest.mark.parametrize("options", with_slow(CHUNKED, slow=[{}, CHUNKED]), ids=str)
