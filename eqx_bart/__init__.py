@@ -46,6 +46,7 @@ with _install_import_hook(_CHECKED, f"{_typechecking.__name__}.typechecker"):
     from .pictures.text import html_token_log_probs, plot_token_log_probs
     from .sharding import LAYOUT, shard
     from .training.batches import length_grouped, pack, pad, Seq2SeqBatch
+    from .training.distillation import distillation_loss, shrink
     from .training.lora import lora, merge_lora
     from .training.losses import (
         chunked_cross_entropy,
@@ -98,6 +99,7 @@ __all__ = [
     "chunked_cross_entropy",
     "classification_loss",
     "cross_entropy",
+    "distillation_loss",
     "document_rotation",
     "generation",
     "gradient_checkpointing",
@@ -120,6 +122,7 @@ __all__ = [
     "seq2seq_loss",
     "shard",
     "shift_tokens_right",
+    "shrink",
     "testing",
     "text_infilling",
     "token_deletion",

@@ -19,6 +19,7 @@ from calls import (
     call,
     classification,
     decoder_cached,
+    distillation,
     generation,
     gradient,
     packed_seq2seq,
@@ -92,6 +93,12 @@ CALLS = {
     "loss, packed, chunked": (
         LM,
         gradient(functools.partial(packed_seq2seq, chunk_size=8)),
+        8,
+    ),
+    "loss, distilled": (LM, gradient(distillation), 8),
+    "loss, distilled, chunked": (
+        LM,
+        gradient(functools.partial(distillation, chunk_size=8)),
         8,
     ),
     "loss, classifier": (CLASSIFIER, gradient(classification), 8),

@@ -44,6 +44,11 @@ def error_rates(
     predictions = predict(
         model, list(words.pronunciations), num_beams=num_beams, batch_size=batch_size
     )
+    return rates_of(predictions, words)
+
+
+def rates_of(predictions: dict[str, tuple[str, ...]], words: Words) -> ErrorRates:
+    """The error rates of what was made of `words`."""
     rates = []
     for strip in (True, False):
         errors = total = wrong = 0

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from ..explained import explained
+from ..models.bart import BartModel
 from ..models.conditional_generation import BartForConditionalGeneration
 from ..models.inputs import IGNORE_INDEX, refuse_overrides, shift_tokens_right
 from ..models.question_answering import BartForQuestionAnswering
@@ -105,47 +106,74 @@ def chunked_cross_entropy(
 
     **Raises** as `cross_entropy` does, and `ValueError` if `chunk_size` is less than 1.
     """
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be 1 or more; it is {chunk_size}.")
-    # Chunks of each device's own rows, side by side.
-    parts = row_parts(hidden_states)
-    hidden = hidden_states.reshape(parts, -1, hidden_states.shape[-1])
-    row = jax.ShapeDtypeStruct((1, 1, hidden.shape[-1]), hidden.dtype)
+    row = jax.ShapeDtypeStruct((1, 1, hidden_states.shape[-1]), hidden_states.dtype)
     num_classes = eqx.filter_eval_shape(head, row).shape[-1]
-    labels = _checked_labels(labels, num_classes, ignore_index).reshape(parts, -1)
-    size = max(1, chunk_size // parts)
-    num_chunks = max(1, -(-hidden.shape[1] // size))
-    padding = num_chunks * size - hidden.shape[1]
-    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
-    labels = jnp.pad(labels, ((0, 0), (0, padding)), constant_values=ignore_index)
 
-    def chunked(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(parts, num_chunks, size, *x.shape[2:]), 1, 0)
-
-    parameters, others = eqx.partition(head, eqx.is_inexact_array)
-
-    def loss(parameters: Any, hidden: Array, labels: Array) -> tuple[Array, Array]:
-        summed = cross_entropy(
-            eqx.combine(parameters, others)(hidden),
+    def loss(head: Callable[[Array], Array], hidden: Array, labels: Array) -> LossSum:
+        return cross_entropy(
+            head(hidden),
             labels,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
             ignore_index=ignore_index,
         )
+
+    labels = _checked_labels(labels, num_classes, ignore_index)
+    return sum_of_chunks(
+        loss, head, hidden_states, labels, chunk_size=chunk_size, ignore_index=ignore_index
+    )
+
+
+def sum_of_chunks(
+    loss: Callable[..., LossSum],
+    head: Callable[..., Any],
+    hidden_states: Float[Array, "*batch d_model"],
+    labels: Integer[Array, "*batch"],
+    *others: Float[Array, "*batch _"],
+    chunk_size: int,
+    ignore_index: int = IGNORE_INDEX,
+) -> LossSum:
+    """`loss(head, hidden_states, labels, *others)`, `chunk_size` rows at a time; see
+    `chunked_cross_entropy`. Only `head` and `hidden_states` are differentiated.
+
+    **Raises** `ValueError` if `chunk_size` is less than 1.
+    """
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be 1 or more; it is {chunk_size}.")
+    # Chunks of each device's own rows, side by side.
+    parts = row_parts(hidden_states)
+    length = labels.size // parts
+    size = max(1, chunk_size // parts)
+    num_chunks = max(1, -(-length // size))
+
+    def chunked(x: Array, fill: int = 0) -> Array:
+        x = x.reshape(parts, length, *x.shape[labels.ndim :])
+        unpadded = [(0, 0)] * (x.ndim - 2)
+        padding = [(0, 0), (0, num_chunks * size - length), *unpadded]
+        x = jnp.pad(x, padding, constant_values=fill)
+        return jnp.moveaxis(x.reshape(parts, num_chunks, size, *x.shape[2:]), 1, 0)
+
+    parameters, rest = eqx.partition(head, eqx.is_inexact_array)
+
+    def of_chunk(parameters: Any, *chunk: Array) -> tuple[Array, Array]:
+        summed = loss(eqx.combine(parameters, rest), *chunk)
         return summed.total, summed.count
 
-    total, count = _sum_of_chunks(loss, parameters, chunked(hidden), chunked(labels))
-    return LossSum(total, count)
+    fixed = (chunked(labels, ignore_index), *map(chunked, others))
+    return LossSum(*_sum_of_chunks(of_chunk, parameters, chunked(hidden_states), fixed))
 
 
 def _sum_of_chunks(
-    loss: Callable[..., tuple[Array, Array]], parameters: Any, hidden: Array, labels: Array
+    loss: Callable[..., tuple[Array, Array]],
+    parameters: Any,
+    hidden: Array,
+    fixed: tuple[Array, ...],
 ) -> tuple[Array, Array]:
     """The sums of `loss` over chunks, which are differentiated one at a time."""
 
     @jax.custom_vjp
     def summed(parameters: Any, hidden: Array) -> tuple[Array, Array]:
-        sums = jax.lax.map(lambda chunk: loss(parameters, *chunk), (hidden, labels))
+        sums = jax.lax.map(lambda chunk: loss(parameters, *chunk), (hidden, *fixed))
         return jax.tree.map(lambda x: jnp.sum(x, dtype=x.dtype), sums)
 
     def forward(parameters: Any, hidden: Array) -> Any:
@@ -156,10 +184,10 @@ def _sum_of_chunks(
             return jax.tree.map(jnp.add, sums, (total, count, grads)), hidden_grad
 
         first = jax.tree.map(jnp.zeros_like, parameters)
-        shapes = jax.eval_shape(loss, parameters, hidden[0], labels[0])
+        shapes = jax.eval_shape(loss, parameters, hidden[0], *(x[0] for x in fixed))
         zeros = (jnp.zeros(x.shape, x.dtype) for x in shapes)
         (total, count, grads), hidden_grad = jax.lax.scan(
-            step, (*zeros, first), (hidden, labels)
+            step, (*zeros, first), (hidden, *fixed)
         )
         return (total, count), (grads, hidden_grad)
 
@@ -209,11 +237,7 @@ def seq2seq_loss(
     Source: HF's `BartForConditionalGeneration.forward` with `labels`.
     """
     if decoder_input_ids is None:
-        labels = _checked_labels(labels, model.vocab_size, IGNORE_INDEX)
-        config = model.config
-        decoder_input_ids = shift_tokens_right(
-            labels, config.pad_token_id, config.decoder_start_token_id, decoder_segment_ids
-        )
+        labels, decoder_input_ids = shifted(model, labels, decoder_segment_ids)
     inputs = (input_ids, attention_mask, decoder_input_ids, decoder_attention_mask)
     others: Any = {
         "segment_ids": segment_ids,
@@ -224,13 +248,7 @@ def seq2seq_loss(
     if chunk_size is None:
         outputs = model(*inputs, **others, key=key)
         return cross_entropy(outputs.logits, labels, **options)
-    refuse_overrides(model, "chunk_size", "__call__")
-    if model.head is not None:
-        raise TypeError(
-            f"chunk_size needs a head of the hidden states alone, and the model's is a "
-            f"{type(model.head).__name__}: pass chunk_size=None."
-        )
-    outputs = model.model(*inputs, **others, key=key)
+    outputs = without_head(model)(*inputs, **others, key=key)
     states = outputs.last_hidden_state
     return chunked_cross_entropy(
         model.projection,
@@ -239,6 +257,33 @@ def seq2seq_loss(
         chunk_size=chunk_size,
         **options,
     )
+
+
+def shifted(
+    model: BartForConditionalGeneration,
+    labels: Integer[ArrayLike, "batch target"],
+    segment_ids: Integer[ArrayLike, "batch target"] | None,
+) -> tuple[Integer[Array, "batch target"], Integer[Array, "batch target"]]:
+    """The labels, checked, and the decoder's inputs for them."""
+    labels = _checked_labels(labels, model.vocab_size, IGNORE_INDEX)
+    config = model.config
+    return labels, shift_tokens_right(
+        labels, config.pad_token_id, config.decoder_start_token_id, segment_ids
+    )
+
+
+def without_head(model: BartForConditionalGeneration) -> BartModel:
+    """What makes the hidden states that `model.projection` reads.
+
+    **Raises** `TypeError` if the logits depend on more than these.
+    """
+    refuse_overrides(model, "chunk_size", "__call__")
+    if model.head is not None:
+        raise TypeError(
+            f"chunk_size needs a head of the hidden states alone, and the model's is a "
+            f"{type(model.head).__name__}: pass chunk_size=None."
+        )
+    return model.model
 
 
 @explained

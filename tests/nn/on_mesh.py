@@ -23,6 +23,7 @@ from calls import (
     call,
     classification,
     decoder_cached,
+    distillation,
     generation,
     gradient,
     question_answering,
@@ -138,6 +139,7 @@ CALLS = {
     "by row": (LM, by_row),
     "loss": (LM, gradient(seq2seq)),
     "chunked loss": (LM, gradient(functools.partial(seq2seq, chunk_size=7))),
+    "distillation loss": (LM, gradient(functools.partial(distillation, chunk_size=7))),
     "classification loss": (CLASSIFIER, gradient(classification)),
     "question answering loss": (
         new(eb.BartForQuestionAnswering, 3),
