@@ -55,28 +55,26 @@ class DiverseBeamSearch(AbstractStrategy):
         progress: Progress,
         drafts: Integer[Array, "batch rows 0"],
     ) -> tuple[Float[Array, "batch rows 1 vocab"], "DiverseBeamSearch", Progress]:
-        all_scores, groups = list[Array](), list[BeamSearch]()
-        input_ids, ancestors = list[Array](), list[Array]()
-        chosen = list[Array]()
-        for group, (first, part) in zip(self.groups, _parts(progress), strict=True):
+        results = list[tuple[Array, BeamSearch, Progress]]()
+        chosen, parts = list[Array](), _parts(progress)
+        for group, (first, part) in zip(self.groups, parts, strict=True):
             rows = slice(first, first + part.num_rows)
-            new_scores, new_group, part = group.choose(
+            result = group.choose(
                 scores[:, rows], _after(processors, chosen), part, drafts[:, rows]
             )
-            all_scores.append(new_scores)
-            groups.append(new_group)
-            input_ids.append(part.input_ids)
-            ancestors.append(part.ancestors + first)
-            tokens = take_at(part.input_ids, progress.length)
-            pad_token_id = progress.settings.pad_token_id
-            chosen.append(jnp.where(group.is_settled[:, None], pad_token_id, tokens))
+            results.append(result)
+            tokens = take_at(result[2].input_ids, progress.length)
+            padding = progress.settings.pad_token_id
+            chosen.append(jnp.where(group.is_settled[:, None], padding, tokens))
+        all_scores, groups, new = zip(*results, strict=True)
+        ancestors = [x.ancestors + first for x, (first, _) in zip(new, parts, strict=True)]
         new_progress = progress.advance(
-            jnp.concatenate(input_ids, axis=1),
+            jnp.concatenate([x.input_ids for x in new], axis=1),
             jnp.concatenate(ancestors, axis=1),
             self.is_going_on(progress).astype(jnp.int32),
         )
-        search = DiverseBeamSearch(tuple(groups))
-        return jnp.concatenate(all_scores, axis=1), search, new_progress
+        scores = jnp.concatenate(all_scores, axis=1)
+        return scores, DiverseBeamSearch(groups), new_progress
 
     def is_going_on(self, progress: Progress) -> Bool[Array, "batch rows"]:
         settled = jnp.stack([group.is_settled for group in self.groups])
