@@ -109,6 +109,11 @@ CALLS = {
     "drafts": (LM, generation(prompt_lookup_num_tokens=3, output_scores=True), 5),
     "beams": (LM, generation(**BEAMS), 5),
     "beams, odd vocabulary": (ODD, generation(**BEAMS), 5),
+    "beams in groups": (
+        LM,
+        generation(**BEAMS, num_beam_groups=2, diversity_penalty=0.5, output_scores=True),
+        5,
+    ),
     "beams, in 8 bits": (QUANTIZED, generation(**BEAMS), 5),
     "beam sampling": (LM, generation(**BEAMS, do_sample=True), 5),
     "processors": (

@@ -69,6 +69,10 @@ PART_OF_MORE = {
         test_transition_scores_beam_search_encoder_decoder
         test_transition_scores_beam_search_encoder_decoder_with_eos
         test_transition_scores_early_stopping""",
+    "generation/test_diverse_beam_search.py::test_scores_are_sums_along_the_beams": """
+        test_transition_scores_group_beam_search_encoder_decoder""",
+    "generation/test_diverse_beam_search.py::test_answers_are_those_that_hf_has_given": """
+        test_diverse_beam_search""",
     "generation/test_strategies.py::test_encoder_outputs_instead_of_the_source": """
         test_encoder_decoder_generate_attention_mask
         test_generate_encoder_outputs_attention_mask""",
@@ -140,8 +144,6 @@ NOTHING_TO_ASK = {
         test_contrastive_generate_low_memory test_contrastive_search_batched
         test_contrastive_search_bart test_eos_token_id_int_and_list_contrastive_search
         test_padding_input_contrastive_search_gpt2 test_padding_input_contrastive_search_t5
-        test_group_beam_search_generate_dict_output test_diverse_beam_search
-        test_transition_scores_group_beam_search_encoder_decoder
         test_synthid_text_watermark_generation_mean_expected_bias
         test_classifier_free_guidance test_top_h_dist_warper""",
     "no criteria for stopping: `step` is for a loop of one's own": """

@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Key
 
 from ..nn.processes import on_host
+from .logits_process import LogitsProcessor
 from .places import Places, put_at, take_at
-from .state import AbstractStrategy, Progress, Result
+from .state import AbstractStrategy, processed, Progress, Result
 from .top_k import take, top_k, top_k_of_few
 
 
@@ -96,17 +97,22 @@ class BeamSearch(AbstractStrategy):
     def choose(
         self,
         scores: Float[Array, "batch rows 1 vocab"],
+        processors: tuple[LogitsProcessor, ...],
         progress: Progress,
         drafts: Integer[Array, "batch rows 0"],
-    ) -> tuple["BeamSearch", Progress]:
+    ) -> tuple[Float[Array, "batch rows 1 vocab"], "BeamSearch", Progress]:
+        scores = processed(processors, scores, progress, drafts)
         candidates = self._candidates(scores[:, :, 0], progress)
         is_end = _is_end(candidates, progress)
         going_on = eqx.tree_at(
             lambda c: c.scores, candidates, candidates.scores + _dead_if(is_end)
         )
         running = going_on.select(top_k_of_few(going_on.scores, progress.num_rows)[1])
+        is_end |= self._ends_now(is_end, progress)
         finished, is_finished = self._finish(candidates, is_end, progress)
-        settled = _settle(running, finished, is_finished, progress)
+        # Of a group, HF compares what has ended in this step as well.
+        best = candidates if progress.settings.num_beam_groups > 1 else running
+        settled = _settle(best.scores[:, :1], finished, is_finished, progress)
         is_lost = jnp.any(jnp.isnan(running.scores), axis=1) & ~self.is_settled
         finished = eqx.tree_at(
             lambda rows: rows.scores,
@@ -122,7 +128,11 @@ class BeamSearch(AbstractStrategy):
             keys=self.keys,
         )
         counts = self.is_going_on(progress).astype(jnp.int32)
-        return search, progress.advance(running.input_ids, running.ancestors, counts)
+        return (
+            scores,
+            search,
+            progress.advance(running.input_ids, running.ancestors, counts),
+        )
 
     def _candidates(
         self, scores: Float[Array, "batch rows vocab"], progress: Progress
@@ -155,6 +165,19 @@ class BeamSearch(AbstractStrategy):
             values,
             log_probs,
         )
+
+    def _ends_now(
+        self, is_end: Bool[Array, "batch candidates"], progress: Progress
+    ) -> Bool[Array, "#batch 1"]:
+        """Whether all candidates end with this step, since it is the last. In a group that
+        stops early they do not, if enough others have ended, as in HF."""
+        settings, rows = progress.settings, progress.num_rows
+        is_last = progress.num_new + 1 == settings.max_new_tokens
+        if settings.num_beam_groups == 1 or settings.early_stopping is not True:
+            return is_last
+        have_ended = jnp.concatenate([self.is_finished, is_end[:, :rows]], axis=1)
+        num_ended = jnp.sum(have_ended, axis=1, keepdims=True, dtype=jnp.int32)
+        return is_last & (num_ended < rows)
 
     def _finish(
         self,
@@ -191,39 +214,21 @@ class BeamSearch(AbstractStrategy):
         return jnp.broadcast_to(~self.is_settled[:, None], shape)
 
     def result(self, progress: Progress) -> Result:
-        settings = progress.settings
-        best = jax.tree.map(lambda x: x[:, : settings.num_return_sequences], self.finished)
-        ancestors = best.ancestors
-        batch, _, steps = ancestors.shape
-        offset = progress.num_rows * jnp.arange(batch, dtype=jnp.int32)[:, None, None]
-        input_ids = best.input_ids.reshape(-1, best.input_ids.shape[-1])
-        num_new = jnp.sum(ancestors >= 0, axis=-1, dtype=jnp.int32)
-        lengths = progress.prompt_length + num_new.reshape(-1)
-        place = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
-        input_ids = jnp.where(place < lengths[:, None], input_ids, settings.pad_token_id)
-        is_lost = jnp.isnan(best.scores).reshape(-1, 1)
-        is_new = place >= progress.prompt_length
-        log_probs = best.log_probs
-        return Result(
-            progress.padded(jnp.where(is_lost & is_new, -1, input_ids)),
-            jnp.where(
-                is_lost[:, 0], progress.prompt_length + settings.max_new_tokens, lengths
-            ),
-            ancestors,
-            best.scores.reshape(-1),
-            jnp.where(ancestors < 0, -1, ancestors + offset).reshape(-1, steps),
-            None if log_probs is None else log_probs.reshape(-1, steps),
-        )
+        return answers(self.finished, progress)
 
     def decided(self, progress: Progress) -> list[np.ndarray]:
         """With beams, the prefix that all rows that may still win have in common."""
+        return [common_prefix(rows) for rows in self.may_win(progress)]
+
+    def may_win(self, progress: Progress) -> list[list[np.ndarray]]:
+        """The new tokens of all rows of each input that may still win."""
         begin = progress.prompt_length
         ends = on_host(progress.lengths)[:, 0]
         running = on_host(progress.input_ids)
         finished = on_host(self.finished.input_ids)
         lengths = begin + np.sum(on_host(self.finished.ancestors) >= 0, axis=-1)
         is_finished = on_host(self.is_finished)
-        decided: list[np.ndarray] = []
+        found: list[list[np.ndarray]] = []
         for i, is_settled in enumerate(on_host(self.is_settled)):
             rows = [row[begin:n] for row, n in zip(finished[i], lengths[i], strict=True)]
             if not is_settled:
@@ -233,8 +238,33 @@ class BeamSearch(AbstractStrategy):
                 rows += [row[begin : ends[i]] for row in running[i]]
             else:
                 rows = rows[:1]
-            decided.append(_common_prefix(rows))
-        return decided
+            found.append(rows)
+        return found
+
+
+def answers(rows: Hypotheses, progress: Progress) -> Result:
+    """The result, of rows that have ended, the best first."""
+    settings = progress.settings
+    best = jax.tree.map(lambda x: x[:, : settings.num_return_sequences], rows)
+    ancestors = best.ancestors
+    batch, _, steps = ancestors.shape
+    offset = progress.num_rows * jnp.arange(batch, dtype=jnp.int32)[:, None, None]
+    input_ids = best.input_ids.reshape(-1, best.input_ids.shape[-1])
+    num_new = jnp.sum(ancestors >= 0, axis=-1, dtype=jnp.int32)
+    lengths = progress.prompt_length + num_new.reshape(-1)
+    place = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
+    input_ids = jnp.where(place < lengths[:, None], input_ids, settings.pad_token_id)
+    is_lost = jnp.isnan(best.scores).reshape(-1, 1)
+    is_new = place >= progress.prompt_length
+    log_probs = best.log_probs
+    return Result(
+        progress.padded(jnp.where(is_lost & is_new, -1, input_ids)),
+        jnp.where(is_lost[:, 0], progress.prompt_length + settings.max_new_tokens, lengths),
+        ancestors,
+        best.scores.reshape(-1),
+        jnp.where(ancestors < 0, -1, ancestors + offset).reshape(-1, steps),
+        None if log_probs is None else log_probs.reshape(-1, steps),
+    )
 
 
 def _noise(
@@ -251,24 +281,22 @@ def _noise(
 
 def _is_end(candidates: Hypotheses, progress: Progress) -> Bool[Array, "batch candidates"]:
     newest = take_at(candidates.input_ids, progress.length)
-    is_last = progress.num_new + 1 == progress.settings.max_new_tokens
-    return is_last | jnp.isin(newest, jnp.asarray(progress.settings.eos_token_id))
+    return jnp.isin(newest, jnp.asarray(progress.settings.eos_token_id))
 
 
 def _settle(
-    running: Hypotheses,
+    best: Float[Array, "batch 1"],
     finished: Hypotheses,
     is_finished: Bool[Array, "batch rows"],
     progress: Progress,
 ) -> Bool[Array, " batch"]:
-    """The inputs whose search may end, by `early_stopping`."""
+    """The inputs whose search may end, by `early_stopping` and the best score there is."""
     settings, early_stopping = progress.settings, progress.settings.early_stopping
     length = progress.num_new
     if early_stopping == "never":
         longest = jnp.asarray(settings.max_new_tokens) - 1
         length = jnp.where(jnp.asarray(settings.length_penalty) > 0, longest, length)
-    penalty = _length_penalty(progress, length, running.scores.dtype)
-    best_possible = running.scores[:, :1] / penalty
+    best_possible = best / _length_penalty(progress, length, best.dtype)
     worst = jnp.min(finished.scores, axis=1, keepdims=True)
     worst = jnp.where(is_finished, worst, DEAD)
     is_settled = ~jnp.any(best_possible > worst, axis=1)
@@ -282,7 +310,8 @@ def _length_penalty(
     return jnp.asarray(progress.settings.penalties, dtype)[step]
 
 
-def _common_prefix(rows: list[np.ndarray]) -> np.ndarray:
+def common_prefix(rows: list[np.ndarray]) -> np.ndarray:
+    """What all of these begin with."""
     length = min(map(len, rows))
     shortened = np.stack([row[:length] for row in rows])
     is_common = np.all(shortened == shortened[0], axis=0)

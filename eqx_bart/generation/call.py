@@ -33,8 +33,8 @@ class LoopSettings(eqx.Module):
         that number to the power `length_penalty`.
     - `num_rows`: how many beams or samples of each input there are.
     - `is_beam_search`: whether they are beams.
-    - `num_return_sequences`, `early_stopping`, `output_scores`, `output_logits`,
-        `output_token_log_probs`, `output_attentions`, `output_cache`,
+    - `num_return_sequences`, `num_beam_groups`, `early_stopping`, `output_scores`,
+        `output_logits`, `output_token_log_probs`, `output_attentions`, `output_cache`,
         `max_matching_ngram_size`: as in `GenerationConfig`.
     - `prompt_lookup_num_tokens`: as there; 0 for no drafts.
     """
@@ -47,6 +47,7 @@ class LoopSettings(eqx.Module):
     num_rows: int = eqx.field(static=True)
     is_beam_search: bool = eqx.field(static=True)
     num_return_sequences: int = eqx.field(static=True)
+    num_beam_groups: int = eqx.field(static=True)
     early_stopping: bool | str = eqx.field(static=True)
     output_scores: bool = eqx.field(static=True)
     output_logits: bool = eqx.field(static=True)
@@ -67,6 +68,7 @@ class LoopSettings(eqx.Module):
         self.is_beam_search = config.num_beams > 1
         self.num_rows = max(config.num_beams, config.num_return_sequences)
         self.num_return_sequences = config.num_return_sequences
+        self.num_beam_groups = config.num_beam_groups
         self.early_stopping = config.early_stopping
         self.output_scores = config.output_scores
         self.output_logits = config.output_logits

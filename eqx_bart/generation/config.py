@@ -83,6 +83,7 @@ _EARLY_STOPPING = Kind(
     lambda v: isinstance(v, bool) or v == "never", 'be true, false or "never"'
 )
 _TEMPERATURE = Kind(lambda v: is_real(v) and v > 0, "be above 0; do_sample=False is greedy")
+_NOT_NEGATIVE = Kind(lambda v: is_real(v) and v >= 0, "be a number, 0 or more")
 _TOKEN_ID_OR_NONE = Kind(is_int, "be a token id, an integer", as_id_tuple)
 _DECAY = Kind(
     lambda v: (
@@ -162,6 +163,18 @@ class GenerationConfig:
     )
     length_penalty: float = _search(
         NUMBER, "beams rank by log-probability over length to this power", default=1.0
+    )
+    num_beam_groups: int = _search(
+        POSITIVE,
+        "how many groups the beams are divided into, for diverse answers: in each step, a "
+        "group avoids the tokens that the groups before it have chosen",
+        default=1,
+    )
+    diversity_penalty: float = _search(
+        _NOT_NEGATIVE,
+        "with groups, what is subtracted from the score of a token for each beam of a "
+        "group before that has chosen it; above 0, and after `sequence_bias`",
+        default=0.0,
     )
     prompt_lookup_num_tokens: int | None = _drafts(
         POSITIVE,
@@ -469,6 +482,8 @@ class GenerationConfig:
                 f"are tried without beams, and {self._said('num_beams')}. Set one of them "
                 "to None or 1."
             )
+        if beams > 1:
+            self._check_groups(values)
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             forced = set(as_id_tuple(getattr(self, name)))
             if forced and forced <= set(self.suppress_tokens or ()):
@@ -476,6 +491,25 @@ class GenerationConfig:
                     f"GenerationConfig: {self._said('suppress_tokens')} has all of "
                     f"{self._said(name)}."
                 )
+
+    def _check_groups(self, values: dict[str, Any]) -> None:
+        groups, penalty = values["num_beam_groups"], values["diversity_penalty"]
+        if (groups > 1) != (penalty > 0):
+            raise ValueError(
+                f"GenerationConfig: num_beam_groups={groups}, and diversity_penalty="
+                f"{penalty}. Groups search apart by a penalty above 0, and it is between "
+                "groups: set both, or neither."
+            )
+        if values["num_beams"] % groups:
+            raise ValueError(
+                f"GenerationConfig: {self._said('num_beams')} cannot be divided into "
+                f"{self._said('num_beam_groups')} groups of the same size."
+            )
+        if groups > 1 and values["do_sample"]:
+            raise ValueError(
+                f"GenerationConfig: {self._said('num_beam_groups')}, but groups search for "
+                f"the likeliest tokens, and {self._said('do_sample')} draws them."
+            )
 
     def _said(self, name: str) -> str:
         """A setting and its value, for a message, and where the value is from."""

@@ -21,6 +21,7 @@ from .beam_search import BeamSearch
 from .cache import GenerationCache
 from .call import GenerationCall, LoopInputs
 from .config import GenerationConfig
+from .diverse_beam_search import DiverseBeamSearch
 from .inputs import align_right, array_library, as_jax, GenerationInputs, is_traced
 from .logits_process import LogitsProcessor
 from .many import answers, checked_inputs, longest_first, Loop, ordered, with_bar
@@ -384,6 +385,8 @@ class GenerationMixin(eqx.Module):
         source = inputs.input_ids
         source = None if source is None else jnp.asarray(source)
         strategy = BeamSearch if settings.is_beam_search else Sampling
+        if settings.num_beam_groups > 1:
+            strategy = DiverseBeamSearch
         slots = self._slots(loop, prompt, inputs)
         keys = None
         if loop.key is not None:
@@ -477,7 +480,7 @@ class GenerationMixin(eqx.Module):
         ):
             return state.records
         one = eqx.filter_eval_shape(
-            lambda s: s.observe(self.generation_step, s.no_drafts)[1][0], state
+            lambda s: s.chosen(self.generation_step, s.no_drafts)[0][0], state
         )
         return jax.tree.map(
             lambda x: jnp.zeros((settings.num_steps, *x.shape), x.dtype), one

@@ -8,8 +8,9 @@ from jaxtyping import Array, Bool, Float, Integer, Key
 
 from ..nn.checks import unknown_if_nan
 from ..nn.processes import on_host
+from .logits_process import LogitsProcessor
 from .places import places_from, put_at
-from .state import AbstractStrategy, Progress, Result
+from .state import AbstractStrategy, processed, Progress, Result
 from .top_k import take, top_k
 
 
@@ -60,10 +61,12 @@ class Sampling(AbstractStrategy):
     def choose(
         self,
         scores: Float[Array, "batch rows new vocab"],
+        processors: tuple[LogitsProcessor, ...],
         progress: Progress,
         drafts: Integer[Array, "batch rows drafts"],
-    ) -> tuple["Sampling", Progress]:
+    ) -> tuple[Float[Array, "batch rows new vocab"], "Sampling", Progress]:
         settings = progress.settings
+        scores = processed(processors, scores, progress, drafts)
         tokens = self._tokens(scores, progress)
         is_end = jnp.isin(tokens, jnp.asarray(settings.eos_token_id))
         goes_on = jnp.cumprod((tokens[..., :-1] == drafts) & ~is_end[..., :-1], axis=-1)
@@ -82,7 +85,7 @@ class Sampling(AbstractStrategy):
             log_probs = put_at(log_probs, progress.num_new, new)
         sampling = Sampling(lengths, log_probs, self.keys)
         input_ids = put_at(progress.input_ids, progress.length, tokens)
-        return sampling, progress.advance(input_ids, progress.ancestors, counts)
+        return scores, sampling, progress.advance(input_ids, progress.ancestors, counts)
 
     def _tokens(
         self, scores: Float[Array, "batch rows new vocab"], progress: Progress

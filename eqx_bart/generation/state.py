@@ -101,6 +101,13 @@ class Progress(eqx.Module):
         """The number of rows of each input."""
         return self.input_ids.shape[1]
 
+    def part(self, first: int, count: int) -> "Progress":
+        """So many rows of each input from this one on, which are numbered from 0; they go
+        in step with the others."""
+        rows = slice(first, first + count)
+        new = (self.input_ids[:, rows], self.ancestors[:, rows] - first)
+        return eqx.tree_at(lambda p: (p.input_ids, p.ancestors), self, new)
+
     def padded(
         self, input_ids: Integer[Array, "rows max_length"]
     ) -> Integer[Array, "rows max_length"]:
@@ -154,14 +161,15 @@ class AbstractStrategy(eqx.Module):
     def choose(
         self,
         scores: Float[Array, "batch rows new vocab"],
+        processors: tuple[LogitsProcessor, ...],
         progress: Progress,
         drafts: Integer[Array, "batch rows drafts"],
-    ) -> tuple["AbstractStrategy", Progress]:
+    ) -> tuple[Float[Array, "batch rows new vocab"], "AbstractStrategy", Progress]:
         """Chooses a token for each row, by the processed scores; and, as long as the draft
         of a token is what was chosen, the token after it.
 
-        **Returns** the next strategy and the next progress. A row may continue the tokens
-        and the ancestors of another one.
+        **Returns** the scores, `processed`; the next strategy; and the next progress. A row
+        may continue the tokens and the ancestors of another one.
         """
 
     @abc.abstractmethod
@@ -232,8 +240,7 @@ class GenerationState(eqx.Module):
         lookup, drafts = self.lookup, self.no_drafts
         if tries_drafts and lookup is not None:
             drafts = lookup.drafts
-        scores, new_records, slots = self.observe(decode, drafts)
-        strategy, progress = self.strategy.choose(scores, self.progress, drafts)
+        new_records, strategy, progress, slots = self.chosen(decode, drafts)
         records = self.records
         for i, new in enumerate(new_records):
             records = records.write(self._recorded(i, progress), new)
@@ -264,13 +271,13 @@ class GenerationState(eqx.Module):
         step = self.progress.num_new + i
         return jnp.where(step < progress.num_new, step, self.settings.num_steps)
 
-    def observe(
+    def chosen(
         self, decode: Decode, drafts: Integer[Array, "batch rows drafts"]
-    ) -> tuple[Float[Array, "batch rows new vocab"], tuple[Records, ...], AbstractSlots]:
-        """The processed scores of the next token and, as if the drafts were right, of those
-        after them; what may be kept of each; and the slots with the newest token and the
-        drafts in them."""
-        progress = self.progress
+    ) -> tuple[tuple[Records, ...], AbstractStrategy, Progress, AbstractSlots]:
+        """What may be kept of the next token of each row, and of those after it, as if the
+        drafts were right; the next strategy and the next progress; and the slots with the
+        newest token and the drafts in them."""
+        progress, strategy = self.progress, self.strategy
         newest = take_at(progress.input_ids, progress.length - 1)
         tokens = jnp.concatenate([newest[..., None], jnp.maximum(drafts, 0)], axis=-1)
         logits, cross_attentions, slots = self.slots.decode(
@@ -284,9 +291,11 @@ class GenerationState(eqx.Module):
             output_attentions=self.settings.output_attentions,
         )
         logits = logits.astype(at_least_float32(logits))
-        scores = self._process(self.strategy.scores(logits), drafts)
+        scores, strategy, progress = strategy.choose(
+            strategy.scores(logits), self.processors, progress, drafts
+        )
         records = Records.of_tokens(self.settings, scores, logits, cross_attentions)
-        return scores, records, slots
+        return records, strategy, progress, slots
 
     def _positions(
         self, batch: int, rows: int, new: int
@@ -297,27 +306,6 @@ class GenerationState(eqx.Module):
         place = jnp.minimum(places_from(self.progress.length - 1, new), last)
         positions = place - self.first[:, None, None]
         return jnp.broadcast_to(positions, (batch, rows, new)).astype(jnp.int32)
-
-    def _process(
-        self,
-        scores: Float[Array, "batch rows new vocab"],
-        drafts: Integer[Array, "batch rows drafts"],
-    ) -> Float[Array, "batch rows new vocab"]:
-        """The scores, changed by the processors. A row of NaN stays one, even where they
-        force a token, unless one of them is there to remove NaN."""
-        is_nan = jnp.isnan(scores[..., :1])
-        if any(isinstance(p, InfNanRemoveLogitsProcessor) for p in self.processors):
-            is_nan = jnp.zeros_like(is_nan)
-        progress = self.progress
-        input_ids, new = progress.input_ids, scores.shape[2]
-        if new > 1:
-            input_ids = put_at(input_ids, progress.length, drafts)
-        input_ids = jnp.repeat(input_ids.reshape(-1, input_ids.shape[-1]), new, axis=0)
-        lengths = places_from(progress.lengths, new).reshape(-1, 1)
-        flat = scores.reshape(-1, scores.shape[-1])
-        for processor in self.processors:
-            flat = processor(input_ids, flat, lengths)
-        return jnp.where(is_nan, jnp.nan, flat.reshape(scores.shape))
 
     @on_any_mesh
     def output(self) -> GenerationOutput:
@@ -372,6 +360,28 @@ class GenerationState(eqx.Module):
         )
         inputs = dataclasses.replace(self.inputs, prompt=input_ids)
         return GenerationCache(past, inputs)
+
+
+def processed(
+    processors: tuple[LogitsProcessor, ...],
+    scores: Float[Array, "batch rows new vocab"],
+    progress: Progress,
+    drafts: Integer[Array, "batch rows drafts"],
+) -> Float[Array, "batch rows new vocab"]:
+    """The scores, changed by the processors. A row of NaN stays one, even where they force
+    a token, unless one of them is there to remove NaN."""
+    is_nan = jnp.isnan(scores[..., :1])
+    if any(isinstance(p, InfNanRemoveLogitsProcessor) for p in processors):
+        is_nan = jnp.zeros_like(is_nan)
+    input_ids, new = progress.input_ids, scores.shape[2]
+    if new > 1:
+        input_ids = put_at(input_ids, progress.length, drafts)
+    input_ids = jnp.repeat(input_ids.reshape(-1, input_ids.shape[-1]), new, axis=0)
+    lengths = places_from(progress.lengths, new).reshape(-1, 1)
+    flat = scores.reshape(-1, scores.shape[-1])
+    for processor in processors:
+        flat = processor(input_ids, flat, lengths)
+    return jnp.where(is_nan, jnp.nan, flat.reshape(scores.shape))
 
 
 def initial_progress(

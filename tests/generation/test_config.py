@@ -23,6 +23,7 @@ VALUES = {
     "be an integer, 0 or more": ([0, 7.0], [-1, 1.5, True, "1"]),
     'be true, false or "never"': ([True, False, "never"], [1, "always"]),
     "be a number": ([-1, 0, 0.5], [NAN, INFINITY, True, "1", 10**400]),
+    "be a number, 0 or more": ([0, 1, 0.5], [-0.5, NAN, INFINITY, True, "1"]),
     "be a number above 0": ([1, 0.5], [0, -0.5, NAN, INFINITY, True, "1"]),
     "be above 0; do_sample=False is greedy": ([1, 0.5], [0, 0.0, -1, NAN, "1"]),
     "lie in [0, 1]": ([0, 0.5, 1], [-0.1, 1.1, NAN, True]),
@@ -232,7 +233,7 @@ def test_hfs_other_settings_by_name():
     """HF's `GenerationConfig` takes all of its settings by name."""
     config = eb.GenerationConfig(return_dict_in_generate=True, extra={"task": 1})
     assert config.to_dict() == {"return_dict_in_generate": True, "task": 1}
-    assert eb.GenerationConfig(num_beam_groups=2).extra == {"num_beam_groups": 2}
+    assert eb.GenerationConfig(penalty_alpha=0.6).extra == {"penalty_alpha": 0.6}
     with pytest.raises(TypeError, match="num_beems"):
         eb.GenerationConfig(num_beems=2)
 

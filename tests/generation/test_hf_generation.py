@@ -40,6 +40,13 @@ STRATEGIES = {
     "sample": WARPED | {"num_return_sequences": 2},
     "beam_search": {"num_beams": 2, "num_return_sequences": 2, "length_penalty": 2.0},
     "beam_sample": WARPED | {"num_beams": 2, "length_penalty": 0.0},
+    "group_beam_search": {
+        "num_beams": 4,
+        "num_beam_groups": 2,
+        "diversity_penalty": 2.0,
+        "num_return_sequences": 2,
+        "length_penalty": 2.0,
+    },
 }
 
 
@@ -71,7 +78,8 @@ def test_strategies(name, strategy, models):
     `test_greedy_generate_dict_outputs_use_cache`, `test_sample_generate_dict_output`,
     `test_beam_search_generate_dict_output`,
     `test_beam_search_generate_dict_outputs_use_cache`,
-    `test_beam_sample_generate_dict_output`, `test_compare_unprocessed_logit_scores`;
+    `test_beam_sample_generate_dict_output`, `test_group_beam_search_generate`,
+    `test_group_beam_search_generate_dict_output`, `test_compare_unprocessed_logit_scores`;
     Flax's `test_beam_search_generate_num_return_sequences`,
     `test_sample_generate_logits_warper`, `test_greedy_generate_logits_warper`,
     `test_beam_search_generate_logits_warper`."""
@@ -175,7 +183,6 @@ def test_what_generate_does_not_take(models):
         ("force_words_ids", [[4]]),
         ("guidance_scale", 1.5),
         ("max_time", 0.1),
-        ("num_beam_groups", 2),
         ("penalty_alpha", 0.6),
         ("stop_strings", ["x"]),
         ("token_healing", True),
@@ -185,7 +192,7 @@ def test_what_generate_does_not_take(models):
 def test_strategies_that_there_are_not(name, value, models):
     """HF's `test_constrained_beam_search_generate`, `test_dola_decoding_sample`,
     `test_constrained_beam_search_mixin_type_checks`, `test_cfg_mixin`, `test_max_time`,
-    `test_group_beam_search_generate`, `test_contrastive_generate`,
+    `test_contrastive_generate`,
     `test_stop_sequence_stopping_criteria`, `test_prompts` and
     `test_green_red_watermark_generation`: refused by name."""
     with pytest.raises(ValueError, match=f"does not support {name}"):

@@ -205,8 +205,8 @@ def test_bad_settings(config, getkey):
         ({"max_length": 1}, "would make 1 tokens from a start of 1"),
         ({"guidance_scale": 2}, "does not support guidance_scale=2 .*: pass guidance_sc"),
         (
-            {"num_beam_groups": 4, "token_healing": True},
-            "does not support num_beam_groups=4, token_healing=True",
+            {"penalty_alpha": 0.6, "token_healing": True},
+            "does not support penalty_alpha=0.6, token_healing=True",
         ),
         ({"do_sample": True}, "needs a key"),
         ({"num_beams": 0}, "num_beams must be an integer, 1 or more; it is 0"),

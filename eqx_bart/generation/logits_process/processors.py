@@ -15,6 +15,7 @@ from .context import (
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
 )
+from .diversity import HammingDiversityLogitsProcessor
 from .place import (
     ExponentialDecayLengthPenalty,
     ForcedBOSTokenLogitsProcessor,
@@ -73,6 +74,8 @@ def _context_processors(
     """Those that depend on the tokens of the row, or of the source."""
     if config.sequence_bias:
         yield SequenceBiasLogitsProcessor(config.sequence_bias)
+    if config.num_beam_groups > 1:
+        yield HammingDiversityLogitsProcessor(config.diversity_penalty)
     if config.encoder_repetition_penalty != 1:
         source = _needed(encoder_input_ids, "encoder_repetition_penalty")
         yield EncoderRepetitionPenaltyLogitsProcessor(
