@@ -38,7 +38,8 @@ def plot_beams(output: GenerationOutput, tokenizer: Any, *, row: int = 0) -> "Fi
     - `output`: what `generate` returns with `num_beams`, `output_token_log_probs=True`, and
         `num_return_sequences` for the number of answers.
     - `tokenizer`: one of transformers'; its `convert_ids_to_tokens` is used.
-    - `row`: a row of the output; drawn are all answers to the same input.
+    - `row`: a row of the output; drawn are all answers to the same input, or with groups
+        of beams, those of the same group.
 
     **Returns** a figure of matplotlib, which has a `savefig`.
 
@@ -53,7 +54,7 @@ def plot_beams(output: GenerationOutput, tokenizer: Any, *, row: int = 0) -> "Fi
     first_beams = on_host(output.beam_indices)[:, 0]
     if not -len(first_beams) <= row < len(first_beams):
         raise ValueError(f"There is no row {row}: there are {len(first_beams)}.")
-    # Of the beams of an input, only the first goes on from the prompt.
+    # Of the beams of an input, or of a group, only the first goes on from the prompt.
     rows = np.flatnonzero(first_beams == first_beams[row])
     log_probs = on_host(output.token_log_probs)[rows].astype(np.float32)
     begin = output.sequences.shape[1] - log_probs.shape[1]
