@@ -13,7 +13,6 @@ answered.
 
 import json
 import pathlib
-import sys
 
 import numpy as np
 import torch
@@ -23,10 +22,13 @@ import transformers
 HERE = pathlib.Path(__file__).parent
 UNIT = 1 / 64
 NUM_MODELS = 3
-NUM_CASES = 60
+# The answers to the first depend on rules that few others do: that a group which stops
+# early in the last step takes nothing more; that what has ended counts as what may still be
+# the best; that a group which has ended chooses padding.
+SEEDS = (693, 38, 17, *(seed for seed in range(50) if seed not in (17, 38)))
 
 
-def main(directory: pathlib.Path, num_cases: int) -> None:
+def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     models = [random_model(seed) for seed in range(NUM_MODELS)]
@@ -38,14 +40,14 @@ def main(directory: pathlib.Path, num_cases: int) -> None:
         np.concatenate([np.round(x.numpy().ravel() / UNIT) for x in model.values()])
         for model in tensors
     ]
-    np.savez_compressed(directory / "models.npz", *[x.astype(np.int8) for x in arrays])
+    np.savez_compressed(HERE / "models.npz", *[x.astype(np.int8) for x in arrays])
     recorded = {
         "configs": [model.config.to_diff_dict() for model in models],
         "shapes": [{name: list(x.shape) for name, x in y.items()} for y in tensors],
-        "cases": [random_case(seed, models) for seed in range(num_cases)],
+        "cases": [random_case(seed, models) for seed in SEEDS],
     }
     lines = json.dumps(recorded).replace('{"model"', '\n{"model"')
-    (directory / "cases.json").write_text(lines + "\n")
+    (HERE / "cases.json").write_text(lines + "\n")
 
 
 def random_model(seed: int) -> transformers.BartForConditionalGeneration:
@@ -153,5 +155,4 @@ def random_processors(rng: np.random.Generator, tokens: list[int], num_ends: int
 
 
 if __name__ == "__main__":
-    directory = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else HERE
-    main(directory, int(sys.argv[2]) if len(sys.argv) > 2 else NUM_CASES)
+    main()
