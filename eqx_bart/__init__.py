@@ -9,11 +9,11 @@ from . import typechecking as _typechecking
 # called: under `jit`, while it is traced. `JAXTYPING_DISABLE=1` turns that off.
 _CHECKED = [
     f"{__name__}.{x}"
-    for x in ("nn", "generation", "models", "training", "sharding", "testing")
+    for x in ("nn", "generation", "models", "training", "tasks", "sharding", "testing")
 ]
 
 with _install_import_hook(_CHECKED, f"{_typechecking.__name__}.typechecker"):
-    from . import generation, models, nn, testing
+    from . import generation, models, nn, tasks, testing
     from .checkpoint.pretrained import BUILTIN_MODEL
     from .checkpoint.quantization import quantize
     from .config import BartConfig
@@ -113,6 +113,7 @@ __all__ = [
     "seq2seq_loss",
     "shard",
     "shift_tokens_right",
+    "tasks",
     "testing",
     "text_infilling",
     "token_deletion",

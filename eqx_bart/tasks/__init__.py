@@ -1,0 +1,19 @@
+"""Text in, answers out: what BART's checkpoints are used for, each as one function.
+
+A task takes one text, a list of texts, or another iterable of them, of any length, and
+returns one answer, a list of answers, or an iterator. Underneath is a pure function of
+token ids, for a `jit` of your own.
+"""
+
+from .prediction import predict
+from .scoring import Candidate, rank, Score, score, token_log_probs
+
+
+__all__ = [
+    "Candidate",
+    "Score",
+    "predict",
+    "rank",
+    "score",
+    "token_log_probs",
+]
