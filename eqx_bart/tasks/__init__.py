@@ -5,15 +5,22 @@ returns one answer, a list of answers, or an iterator. Underneath is a pure func
 token ids, for a `jit` of your own.
 """
 
+from .classification import Classification, classify, label_scores
+from .entailment import entailment_scores, zero_shot
 from .prediction import predict
 from .scoring import Candidate, rank, Score, score, token_log_probs
 
 
 __all__ = [
     "Candidate",
+    "Classification",
     "Score",
+    "classify",
+    "entailment_scores",
+    "label_scores",
     "predict",
     "rank",
     "score",
     "token_log_probs",
+    "zero_shot",
 ]
