@@ -7,6 +7,8 @@ token ids, for a `jit` of your own.
 
 from .classification import Classification, classify, label_scores
 from .entailment import entailment_scores, zero_shot
+from .infilling import infill, Infilling
+from .masks import fill_mask, Filling, mask_log_probs
 from .prediction import predict
 from .scoring import Candidate, rank, Score, score, token_log_probs
 
@@ -14,10 +16,15 @@ from .scoring import Candidate, rank, Score, score, token_log_probs
 __all__ = [
     "Candidate",
     "Classification",
+    "Filling",
+    "Infilling",
     "Score",
     "classify",
     "entailment_scores",
+    "fill_mask",
+    "infill",
     "label_scores",
+    "mask_log_probs",
     "predict",
     "rank",
     "score",

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from ..config import BartConfig
 from ..explained import explained
-from ..generation.inputs import array_library
 from ..models.sequence_classification import BartForSequenceClassification
 from ..nn.checks import ArrayLike, Mask
 from ..nn.matmul import at_least_float32
@@ -127,13 +127,17 @@ def label_scores(
 def softmax(x: Float[ArrayLike, "*batch labels"]) -> Float[ArrayLike, "*batch labels"]:
     """Probabilities along the last axis; of NumPy's arrays in NumPy, which needs no program
     for each shape."""
-    exp = array_library(x).exp(x - x.max(axis=-1, keepdims=True))
+    exp = _library(x).exp(x - x.max(axis=-1, keepdims=True))
     return exp / exp.sum(axis=-1, keepdims=True)
+
+
+def _library(x: ArrayLike) -> Any:
+    return np if isinstance(x, np.ndarray) else jnp
 
 
 def sigmoid(x: Float[ArrayLike, "*shape"]) -> Float[ArrayLike, "*shape"]:
     """Probabilities; of NumPy's arrays in NumPy."""
-    library = array_library(x)
+    library = _library(x)
     return library.exp(-library.logaddexp(library.zeros_like(x), -x))
 
 

@@ -1,7 +1,6 @@
 """Which of some labels a text has, by a classifier that was trained for entailment."""
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,14 +122,10 @@ class _ZeroShot(AbstractTask[list[Item], Classification]):
 
     def answers(self, found: Iterable[list[Item]]) -> Iterator[Classification]:
         ids = (self.entailment_id, self.contradiction_id)
-        items: Iterable[Item] = itertools.chain.from_iterable(found)
-        items = list(items) if isinstance(found, list) else items
-        results = self.predictions(label_logits, items, "Classifying")
-        for text, logits in results:
-            rest = itertools.islice(results, len(self.hypotheses) - 1)
-            pairs = np.stack([logits, *(x for _, x in rest)])
-            scores = np.asarray(entailment_scores(pairs, *ids))
-            yield Classification.of(text, self.hypotheses, scores)
+        for pairs in self.group_predictions(label_logits, found, "Classifying"):
+            logits = np.stack([logits for _, logits in pairs])
+            scores = np.asarray(entailment_scores(logits, *ids))
+            yield Classification.of(pairs[0][0], self.hypotheses, scores)
 
 
 def _hypotheses(labels: Sequence[str], template: str) -> list[str]:

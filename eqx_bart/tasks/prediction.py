@@ -124,7 +124,8 @@ def predictions(
             "Inside jit, nothing reads inputs one after another: call a function of arrays."
         )
     refuse_training_mode(model, "A task")
-    rows = (_checked(model, number, item) for number, item in enumerate(items))
+    limits = limits_of(model)
+    rows = (_checked(limits, number, item) for number, item in enumerate(items))
     if isinstance(items, Sequence):
         rows = iter(list(rows))
     found = _computed(function, model, rows, batch_size)
@@ -133,24 +134,40 @@ def predictions(
     return (result for _, result in ordered(found))
 
 
-def _checked(model: Seq2SeqModel[Any, Any], number: int, item: Item) -> _Row:
+class Limits(NamedTuple):
+    """What a model reads.
+
+    `ends` are the tokens of which a row needs one, at which a classifier reads.
+    """
+
+    vocab_size: int
+    max_positions: int
+    ends: tuple[int, ...]
+
+
+def limits_of(model: Seq2SeqModel[Any, Any]) -> Limits:
+    """What the model reads: looked up once, not for each of many rows."""
+    is_classifier = isinstance(model, BartForSequenceClassification)
+    ends = model.config.eos_token_ids if is_classifier else ()
+    return Limits(model.vocab_size, model.max_positions, ends)
+
+
+def _checked(limits: Limits, number: int, item: Item) -> _Row:
     pairs = zip(item.names, item.columns, strict=True)
-    columns = tuple(_column(model, name, column) for name, column in pairs)
-    num_ends = 0
-    if isinstance(model, BartForSequenceClassification):
-        ends = model.config.eos_token_ids
-        num_ends = int(np.isin(np.concatenate(_sequences(columns[0])), ends).sum())
-        if num_ends == 0:
-            raise ValueError(
-                f"{item.names[0]} has no end of a sequence, a token of {ends}: a "
-                "classifier reads the state at the last one."
-            )
-    limit, shape = model.max_positions, list[int]()
+    columns = tuple([_column(limits, name, column) for name, column in pairs])
+    first = np.concatenate(_sequences(columns[0]))
+    num_ends = sum(int(np.count_nonzero(first == end)) for end in limits.ends)
+    if limits.ends and num_ends == 0:
+        raise ValueError(
+            f"{item.names[0]} has no end of a sequence, a token of {limits.ends}: a "
+            "classifier reads the state at the last one."
+        )
+    shape = list[int]()
     for column in columns:
         sequences = _sequences(column)
         longest = max(map(len, sequences))
         shape += [usual_length(len(sequences), len(sequences) * 2, 1)]
-        shape += [usual_length(longest, limit)]
+        shape += [usual_length(longest, limits.max_positions)]
     return _Row(number, columns, tuple(shape), num_ends, item.what)
 
 
@@ -158,17 +175,21 @@ def _sequences(column: Column) -> list[Integer[np.ndarray, "_"]]:
     return column if isinstance(column, list) else [column]
 
 
-def _column(model: Seq2SeqModel[Any, Any], name: str, column: Any) -> Column:
+def _column(limits: Limits, name: str, column: Any) -> Column:
     """A column as arrays.
 
     **Raises** `ValueError` if the model cannot read it.
     """
-    if len(column) > 0 and np.ndim(column[0]) > 0:
-        return [_ids(model, f"{name}[{i}]", ids) for i, ids in enumerate(column)]
-    return _ids(model, name, column)
+    if len(column) > 0 and isinstance(column[0], Sequence | np.ndarray):
+        return [checked_ids(limits, f"{name}[{i}]", ids) for i, ids in enumerate(column)]
+    return checked_ids(limits, name, column)
 
 
-def _ids(model: Seq2SeqModel[Any, Any], name: str, ids: Any) -> Integer[np.ndarray, "_"]:
+def checked_ids(limits: Limits, name: str, ids: Any) -> Integer[np.ndarray, "_"]:
+    """The ids of a sequence, as an array.
+
+    **Raises** `ValueError` if the model cannot read it.
+    """
     ids = np.asarray(ids)
     if ids.size == 0:
         raise ValueError(f"{name} is empty: a sequence needs at least one token.")
@@ -176,16 +197,16 @@ def _ids(model: Seq2SeqModel[Any, Any], name: str, ids: Any) -> Integer[np.ndarr
         raise ValueError(
             f"{name} must be a sequence of token ids; it is {ids.dtype}{list(ids.shape)}."
         )
-    wrong = ids[(ids < 0) | (ids >= model.vocab_size)]
-    if len(wrong):
+    least, most = ids.min(), ids.max()
+    if least < 0 or most >= limits.vocab_size:
         raise ValueError(
-            f"{name} has the token {wrong[0]}, and the model's vocabulary "
-            f"{model.vocab_size} tokens."
+            f"{name} has the token {least if least < 0 else most}, and the model's "
+            f"vocabulary {limits.vocab_size} tokens."
         )
-    if len(ids) > model.max_positions:
+    if len(ids) > limits.max_positions:
         raise ValueError(
             f"{name} has {len(ids)} tokens, and the model reads at most "
-            f"{model.max_positions}."
+            f"{limits.max_positions}."
         )
     return ids.astype(np.int32)
 

@@ -21,6 +21,7 @@ from ..models.inputs import (
     source_of,
 )
 from ..models.language_model import Projection
+from ..models.outputs import BaseModelOutputWithCrossAttentions
 from ..nn.checks import ArrayLike, check_range, Mask
 from ..nn.matmul import at_least_float32
 from ..nn.mesh import on_any_mesh
@@ -173,27 +174,42 @@ def token_log_probs(
 
     **Raises** as the model does; `ValueError` if a label is outside the vocabulary.
     """
-    refuse_overrides(model, "token_log_probs", "__call__", "decode")
-    config, target = model.config, labels.shape[-1]
     counts = labels != IGNORE_INDEX
     classes = labels * counts.astype(labels.dtype)
     classes = check_range(classes, model.vocab_size, "labels", "the vocabulary")
     counts = jnp.asarray(counts)
-    rows = jnp.where(counts, classes, IGNORE_INDEX).reshape(-1, target)
-    encoded = model.encode(input_ids, attention_mask)
-    source = source_of(encoded, attention_mask, input_ids)
-    source = model.source_of_rows(source, len(rows) // len(input_ids))
-    decoded = model.model.decode(
-        shift_tokens_right(rows, config.pad_token_id, config.decoder_start_token_id),
-        encoder_outputs=source,
-        output_attentions=model.head is not None and model.head.needs_attentions,
-    )
+    rows = jnp.where(counts, classes, IGNORE_INDEX).reshape(-1, labels.shape[-1])
+    decoded, source = teacher_forced(model, input_ids, attention_mask, rows)
     classes = classes.reshape(rows.shape)
     if model.head is not None:
         found = _chosen(model.logits(decoded, source), classes)
     else:
         found = _chosen_in_chunks(model.projection, decoded.last_hidden_state, classes)
     return jnp.where(counts, found.reshape(labels.shape), 0)
+
+
+def teacher_forced(
+    model: BartForConditionalGeneration,
+    input_ids: Integer[ArrayLike, "batch source"],
+    attention_mask: Mask[ArrayLike, "batch source"] | None,
+    labels: Integer[ArrayLike, "rows target"],
+) -> tuple[BaseModelOutputWithCrossAttentions, Any]:
+    """What the decoder makes of labels, shifted to the right, with as many rows for each
+    source; and what it attends to.
+
+    **Raises** `TypeError` if the model's class overrides what this does without.
+    """
+    refuse_overrides(model, "a task", "__call__", "decode")
+    config = model.config
+    encoded = model.encode(input_ids, attention_mask)
+    source = source_of(encoded, attention_mask, input_ids)
+    source = model.source_of_rows(source, len(labels) // len(input_ids))
+    decoded = model.model.decode(
+        shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id),
+        encoder_outputs=source,
+        output_attentions=model.head is not None and model.head.needs_attentions,
+    )
+    return decoded, source
 
 
 def _chosen(

@@ -1,7 +1,9 @@
 """What all tasks make of their arguments: a model and its tokenizer, and texts."""
 
 import abc
+import collections
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -41,6 +43,13 @@ class Named(NamedTuple):
     values: tuple[Any, ...]
 
 
+class _Special(NamedTuple):
+    """The special tokens of a tokenizer, and the id of `<unk>`."""
+
+    tokens: tuple[str, ...]
+    unknown: int | None
+
+
 def unknown_characters(tokenizer: Any, text: str) -> list[str]:
     """The characters of a text that its tokenizer takes for `<unk>`."""
     unknown = tokenizer.unk_token_id
@@ -77,7 +86,7 @@ class Reader:
         if may_cut and self.truncate_to is not None:
             cut = {"truncation": "only_first", "max_length": self.truncate_to}
         ids = self._tokenized(name, text, pair, cut)
-        if self.tokenizer.unk_token_id in ids:
+        if self._special.unknown in ids:
             self._check_unknown(name, text + (pair or ""))
         return ids
 
@@ -93,10 +102,16 @@ class Reader:
         if not text.strip():
             raise ValueError(f"{name} is empty.")
         rest = text
-        for token in self.tokenizer.all_special_tokens:
+        for token in self._special.tokens:
             rest = rest.replace(token, "")
         if not rest.strip():
             raise ValueError(f"{name} has nothing but special tokens.")
+
+    @functools.cached_property
+    def _special(self) -> "_Special":
+        """What takes the tokenizer a while to say."""
+        tokenizer = self.tokenizer
+        return _Special(tuple(tokenizer.all_special_tokens), tokenizer.unk_token_id)
 
     def _check_unknown(self, name: str, text: str) -> None:
         """**Raises** `ValueError` if there are characters that are no tokens."""
@@ -138,6 +153,24 @@ class AbstractTask(abc.ABC, Generic[ReadT, AnswerT]):
         """See `predictions`; `what` is being done."""
         bar = what if self.progress else None
         return predictions(function, self.model, items, batch_size=self.batch_size, bar=bar)
+
+    def group_predictions(
+        self, function: Callable[..., Any], groups: Iterable[list[Item]], what: str
+    ) -> Iterator[list[tuple[Any, Any]]]:
+        """The same of groups of items, which come out together."""
+        sizes = collections.deque[int]()
+        items: Iterable[Item] = _joined(groups, sizes)
+        items = list(items) if isinstance(groups, Sequence) else items
+        found = self.predictions(function, items, what)
+        for first in found:
+            yield [first, *itertools.islice(found, sizes.popleft() - 1)]
+
+
+def _joined(groups: Iterable[list[Item]], sizes: collections.deque[int]) -> Iterator[Item]:
+    """The items of all groups; their sizes are added to `sizes`."""
+    for group in groups:
+        sizes.append(len(group))
+        yield from group
 
 
 def loaded(

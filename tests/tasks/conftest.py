@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import equinox as eqx
+import jax
 import pytest
 import recorded_models
 from held import held
@@ -39,15 +40,33 @@ def recorded(tmp_path_factory):
     return read
 
 
-@pytest.fixture
-def classifier(config, getkey):
+SMALL = eb.BartConfig(
+    vocab_size=41,
+    max_position_embeddings=12,
+    d_model=24,
+    encoder_layers=1,
+    encoder_attention_heads=2,
+    encoder_ffn_dim=40,
+    decoder_layers=1,
+    decoder_attention_heads=4,
+    decoder_ffn_dim=36,
+    init_std=0.5,
+    id2label=["contradiction", "neutral", "entailment"],
+)
+
+
+@pytest.fixture(scope="session")
+def classifier():
     """A small model of entailment."""
-    config = config.updated(id2label=["contradiction", "neutral", "entailment"])
-    return eqx.nn.inference_mode(eb.BartForSequenceClassification(config, key=getkey()))
+    return small(eb.BartForSequenceClassification)
 
 
-@pytest.fixture
-def generator(config, getkey):
+@pytest.fixture(scope="session")
+def generator():
     """A small model that generates."""
-    config = config.updated(init_std=0.5)
-    return eqx.nn.inference_mode(eb.BartForConditionalGeneration(config, key=getkey()))
+    return small(eb.BartForConditionalGeneration)
+
+
+def small(kind):
+    model = eqx.filter_jit(lambda key: kind(SMALL, key=key))(jax.random.key(0))
+    return eqx.nn.inference_mode(model)

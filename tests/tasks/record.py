@@ -84,6 +84,17 @@ QUESTION_SETTINGS = [
     {"handle_impossible_answer": True, "top_k": 2},
     {"max_seq_len": 48, "doc_stride": 12, "max_answer_len": 4, "top_k": 3},
 ]
+UNANSWERABLE = [("Where?", "In Zürich."), ("How old is the café?", LONG[:80])]
+UNANSWERABLE_SETTINGS = [
+    {"handle_impossible_answer": True, "top_k": 2},
+    {
+        "handle_impossible_answer": True,
+        "top_k": 60,
+        "max_seq_len": 32,
+        "doc_stride": 8,
+        "max_answer_len": 2,
+    },
+]
 
 
 def main() -> None:
@@ -111,19 +122,22 @@ def main() -> None:
     case, pipe = pipeline("fill-mask", "BartForConditionalGeneration", {}, 20, tokenizer)
     case["texts"], case["calls"] = MASKED, []
     for settings in MASKED_SETTINGS:
-        settings = {} if settings is None else settings
         answers = [pipe(text, **settings) for text in MASKED]
         case["calls"].append({"settings": settings, "answers": answers})
     save("fill_mask", case)
-    case, pipe = pipeline(
-        "question-answering", "BartForQuestionAnswering", {}, 30, tokenizer
-    )
-    case["questions"], case["calls"] = QUESTIONS, []
-    for settings in QUESTION_SETTINGS:
-        sizes = {"max_seq_len": 128} | settings
-        answers = [pipe(question=q, context=c, **sizes) for q, c in QUESTIONS]
-        case["calls"].append({"settings": sizes, "answers": answers})
-    save("answer", case)
+    record_answers("answer", 30, QUESTIONS, QUESTION_SETTINGS, tokenizer)
+    record_answers("no_answer", 42, UNANSWERABLE, UNANSWERABLE_SETTINGS, tokenizer)
+
+
+def record_answers(name: str, seed: int, questions, settings, tokenizer) -> None:
+    model = "BartForQuestionAnswering"
+    case, pipe = pipeline("question-answering", model, {}, seed, tokenizer)
+    case["questions"], case["calls"] = questions, []
+    for one in settings:
+        one = {"max_seq_len": 128} | one
+        answers = [pipe(question=q, context=c, **one) for q, c in questions]
+        case["calls"].append({"settings": one, "answers": answers})
+    save(name, case)
 
 
 def pipeline(task: str, name: str, config: dict, seed: int, tokenizer):

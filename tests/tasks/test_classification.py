@@ -3,13 +3,18 @@
 import equinox as eqx
 import numpy as np
 import pytest
+from conftest import with_slow
 from oracle import assert_close
 
 import eqx_bart as eb
 from eqx_bart import tasks
+from eqx_bart.tasks import classification
 
 
-@pytest.mark.parametrize("name", ["three_labels", "one_label", "multi_label", "regression"])
+KINDS = ["three_labels", "one_label", "multi_label", "regression"]
+
+
+@pytest.mark.parametrize("name", with_slow(*KINDS[::3], slow=KINDS))
 def test_scores_are_those_of_hf(name, recorded, tokenizer):
     case, directory = recorded(f"classify_{name}")
     model = eb.BartForSequenceClassification.from_pretrained(directory)
@@ -58,3 +63,18 @@ def test_texts_with_other_numbers_of_ends(classifier):
     for one, other in zip(together, alone, strict=True):
         assert one.labels == other.labels
         np.testing.assert_allclose(one.scores, other.scores, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "num_labels", "function"),
+    [
+        (None, 1, "sigmoid"),
+        (None, 2, "softmax"),
+        ("multi_label_classification", 2, "sigmoid"),
+        ("single_label_classification", 2, "softmax"),
+        ("regression", 1, "none"),
+    ],
+)
+def test_the_function_of_a_config(problem_type, num_labels, function):
+    config = eb.BartConfig(problem_type=problem_type, num_labels=num_labels)
+    assert classification._function(config, None) == function

@@ -4,12 +4,15 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import with_slow
 
 import eqx_bart as eb
 from eqx_bart import tasks
 
 
-@pytest.mark.parametrize("name", ["mnli", "first", "two", "last_of_two"])
+@pytest.mark.parametrize(
+    "name", with_slow("mnli", "two", slow=["mnli", "first", "two", "last_of_two"])
+)
 def test_scores_are_those_of_hf(name, recorded, tokenizer):
     case, directory = recorded(f"zero_shot_{name}")
     model = eb.BartForSequenceClassification.from_pretrained(directory)
