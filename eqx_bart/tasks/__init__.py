@@ -10,15 +10,20 @@ from .entailment import entailment_scores, zero_shot
 from .infilling import infill, Infilling
 from .masks import fill_mask, Filling, mask_log_probs
 from .prediction import predict
+from .question_answering import Answer, answer, best_spans, Spans
 from .scoring import Candidate, rank, Score, score, token_log_probs
 
 
 __all__ = [
+    "Answer",
     "Candidate",
     "Classification",
     "Filling",
     "Infilling",
     "Score",
+    "Spans",
+    "answer",
+    "best_spans",
     "classify",
     "entailment_scores",
     "fill_mask",
