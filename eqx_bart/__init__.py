@@ -6,14 +6,16 @@ from . import typechecking as _typechecking
 
 
 # Every annotation in these rooms, where arrays have shapes, is checked when a function is
-# called: under `jit`, while it is traced. `JAXTYPING_DISABLE=1` turns that off.
+# called: under `jit`, while it is traced. `JAXTYPING_DISABLE=1` turns that off. What tasks
+# do with each text, outside `jit`, checks by itself: it would take five times as long.
+_TASKS = ("classification", "entailment", "masks", "question_answering", "scoring")
 _CHECKED = [
     f"{__name__}.{x}"
     for x in ("nn", "generation", "models", "training", "sharding", "testing")
-]
+] + [f"{__name__}.tasks.{x}" for x in _TASKS]
 
 with _install_import_hook(_CHECKED, f"{_typechecking.__name__}.typechecker"):
-    from . import generation, models, nn, testing
+    from . import generation, models, nn, tasks, testing
     from .checkpoint.pretrained import BUILTIN_MODEL
     from .checkpoint.quantization import quantize
     from .config import BartConfig
@@ -123,6 +125,7 @@ __all__ = [
     "shard",
     "shift_tokens_right",
     "shrink",
+    "tasks",
     "testing",
     "text_infilling",
     "token_deletion",

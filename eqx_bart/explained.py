@@ -137,13 +137,14 @@ def in_short(message: str) -> str:
     the inside of modules."""
     head = re.match(
         r".* the parameters of (\S+)\.\n.*parameter '(\w+)'\.\n"
-        r"Actual value: (.*)\nExpected type: (.*)\.\n",
+        r"Actual value: ((?s:.*?))\nExpected type: ((?s:.*?))\.\n",
         message,
     )
     message = "\n".join(_cut(message.splitlines()))
     if head is None:
         return message
     function, parameter, actual, expected = head.groups()
+    actual = re.sub(r"\(.*\n.*\)", "(...)", actual, flags=re.DOTALL)
     shapes = dict.fromkeys(re.findall(r"(\w+)\[[^\[\]]*, '([^']*)'\]", expected))
     needed = " or ".join(f"{dtype}[{axes}]" for dtype, axes in shapes) or expected
     sizes = re.findall(r"^\w+=(?:\d+|\(.*\))$", message, re.MULTILINE)

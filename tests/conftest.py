@@ -17,7 +17,7 @@ os.environ["EQX_BART_CACHE"] = ""  # tests compile their programs
 
 TESTS = pathlib.Path(__file__).parent
 SHARED_DATA = TESTS.parents[1] / "shared" / "data"
-STRICT = ("cli", "generation", "models")
+STRICT = ("cli", "generation", "models", "tasks")
 
 
 def with_slow(*quick, slow):

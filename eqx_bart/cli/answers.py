@@ -14,6 +14,7 @@ import numpy as np
 from ..generation.config import GenerationConfig
 from ..generation.output import GenerationOutput
 from ..models.conditional_generation import BartForConditionalGeneration
+from ..tasks.texts import unknown_characters
 from .common import InputError
 from .inputs import Input
 from .picture import write_picture
@@ -94,9 +95,7 @@ class Answerer:
         if not text.strip() or not ids:
             raise InputError("is empty")
         if tokenizer.unk_token_id in ids:
-            unknown = sorted(
-                c for c in set(text) if tokenizer.unk_token_id in tokenizer(c)["input_ids"]
-            )
+            unknown = unknown_characters(tokenizer, text)
             raise InputError(
                 "has characters that the model does not know: "
                 f"{' '.join(map(repr, unknown))}"

@@ -102,6 +102,13 @@ def power_of_two(size: int) -> int:
     return 1 << (max(size, 1) - 1).bit_length()
 
 
+def usual_length(length: int, limit: int, smallest: int = SMALLEST_LENGTH) -> int:
+    """The length that so many tokens are padded to: quarters of a power of two, or
+    multiples of `smallest`, but not beyond `limit`."""
+    quarter = max(power_of_two(length) // 8, smallest)
+    return max(min(-(-length // quarter) * quarter, limit), length)
+
+
 def usual_rows(size: int, sharding: NamedSharding | None) -> int:
     """How many rows `size` are padded to: a power of two on each device."""
     parts = 1 if sharding is None else size // sharding.shard_shape((size,))[0]

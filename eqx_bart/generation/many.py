@@ -20,14 +20,13 @@ from jaxtyping import Array
 from ..nn.mesh import on_any_mesh
 from ..nn.processes import on_host
 from .call import GenerationCall, LoopInputs
-from .inputs import GenerationInputs, power_of_two, SMALLEST_LENGTH
+from .inputs import GenerationInputs, usual_length
 from .output import GenerationOutput
 from .programs import run, run_over
+from .reading import read, sorted_ahead
 from .state import GenerationState
 
 
-#: How many batches of inputs are read ahead, to be sorted by their lengths.
-_BATCHES_AHEAD = 32
 #: One part of a batch is started, and one answered, at a time: there are so many.
 _PARTS = 8
 
@@ -139,28 +138,9 @@ def _check_alike(call: GenerationCall, first: GenerationCall) -> None:
 
 
 def longest_first(inputs: Iterator[Input], batch_size: int) -> Iterator[Input]:
-    """The inputs, of which some batches are read ahead, and the longest come first. What
-    reading raises is raised after those that came before."""
-    while True:
-        ahead, error = _read(inputs, _BATCHES_AHEAD * batch_size)
-        yield from sorted(ahead, key=lambda one: -one.source_length)
-        if error is not None:
-            raise error
-        if not ahead:
-            return
-
-
-def ordered(
-    answers: Iterable[tuple[int, GenerationOutput]],
-) -> Iterator[tuple[int, GenerationOutput]]:
-    """The answers in the order of their numbers, which count from 0."""
-    waiting = dict[int, GenerationOutput]()
-    due = 0
-    for number, output in answers:
-        waiting[number] = output
-        while due in waiting:
-            yield due, waiting.pop(due)
-            due += 1
+    """The inputs, of which some batches are read ahead, and the longest come first."""
+    windows = sorted_ahead(inputs, batch_size, lambda one: -one.source_length)
+    return itertools.chain.from_iterable(windows)
 
 
 def answers(
@@ -169,34 +149,15 @@ def answers(
     """The number of each input, and what `generate` returns for it alone, as they end. What
     reading raises is raised after the answers to those that came before."""
     batch = _RunningBatch(loop, batch_size)
-    part, error = _read(inputs, batch.part_size)
+    part, error = read(inputs, batch.part_size)
     while part or not batch.is_empty:
         if part and batch.has_room_for(part):
             batch.add(part)
-            part, error = ([], error) if error else _read(inputs, batch.part_size)
+            part, error = ([], error) if error else read(inputs, batch.part_size)
         else:
             yield from batch.next_ended()
     if error is not None:
         raise error
-
-
-def with_bar(
-    answers: Iterable[tuple[int, GenerationOutput]], num_inputs: int | None
-) -> Iterator[tuple[int, GenerationOutput]]:
-    """The answers, with a progress bar on the terminal."""
-    from rich.progress import track
-
-    return iter(track(answers, "Generating", num_inputs))
-
-
-def _read(inputs: Iterator[Input], most: int) -> tuple[list[Input], Exception | None]:
-    """The next inputs, and what was raised after them."""
-    found = list[Input]()
-    try:
-        found.extend(itertools.islice(inputs, most))
-    except Exception as error:  # noqa: BLE001 - it is raised later
-        return found, error
-    return found, None
 
 
 class _RunningBatch:
@@ -281,9 +242,7 @@ class _RunningBatch:
         return 1 if longest == 1 else self._usual(longest)
 
     def _usual(self, length: int) -> int:
-        """The length that so many tokens are padded to: quarters of a power of two."""
-        quarter = max(power_of_two(length) // 8, SMALLEST_LENGTH)
-        return max(min(-(-length // quarter) * quarter, self._loop.max_positions), length)
+        return usual_length(length, self._loop.max_positions)
 
     def _loop_inputs(self, part: list[Input], source_length: int) -> LoopInputs:
         """What the loop is given for these, with a source of this length."""

@@ -24,10 +24,11 @@ from .config import GenerationConfig
 from .diverse_beam_search import DiverseBeamSearch
 from .inputs import align_right, array_library, as_jax, GenerationInputs, is_traced
 from .logits_process import LogitsProcessor
-from .many import answers, checked_inputs, longest_first, Loop, ordered, with_bar
+from .many import answers, checked_inputs, longest_first, Loop
 from .output import GenerationOutput
 from .programs import run, run_over, shapes
 from .prompt_lookup import PromptLookup
+from .reading import ordered, with_bar
 from .row_keys import row_keys
 from .sample import Sampling
 from .slots import (
@@ -131,7 +132,7 @@ class GenerationMixin(eqx.Module):
         to draw with, or if processes have given different inputs; `RuntimeError` if the
         model is in training mode.
         """
-        refuse_training_mode(self)
+        refuse_training_mode(self, "generate")
         if jax.process_count() > 1 and is_shared(self):
             check_same(
                 "The processes have given generate different inputs. NumPy arrays must be "
@@ -308,7 +309,7 @@ class GenerationMixin(eqx.Module):
         num_inputs = len(inputs) if isinstance(inputs, Sized) else None
         checked = longest_first(checked_inputs(inputs, prepare), batch_size)
         found = answers(loop, checked, batch_size)
-        found = with_bar(found, num_inputs) if progress else found
+        found = with_bar(found, num_inputs, "Generating") if progress else found
         return ordered(found) if in_order else found
 
     @on_any_mesh

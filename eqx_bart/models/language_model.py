@@ -176,13 +176,18 @@ class LanguageModel(PretrainedModel, GenerationMixin):
         dtype = self.decoder_embed_tokens.dtype
         if isinstance(source, Source):
             dtype = source.hidden_states.dtype
-        if isinstance(source, Source) and self._rows_share_source:
-            source = dataclasses.replace(source, num_rows=num_rows)
-        elif num_rows > 1:
-            source = jax.tree.map(lambda x: jnp.repeat(x, num_rows, axis=0), source)
+        source = self.source_of_rows(source, num_rows)
         return self.decoder.init_cache(
             self.config, batch_size * num_rows, num_slots, source, dtype=dtype
         )
+
+    def source_of_rows(self, source: Any, num_rows: int) -> Any:
+        """The source of `num_rows` rows for each input, which follow one another."""
+        if isinstance(source, Source) and self._rows_share_source:
+            return dataclasses.replace(source, num_rows=num_rows)
+        if num_rows == 1:
+            return source
+        return jax.tree.map(lambda x: jnp.repeat(x, num_rows, axis=0), source)
 
     @property
     def _rows_share_source(self) -> bool:

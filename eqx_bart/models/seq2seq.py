@@ -63,6 +63,18 @@ class Seq2SeqModel(PretrainedModel, Generic[OutputT, DecodedT]):
         """The encoder and the decoder."""
 
     @property
+    def vocab_size(self) -> int:
+        """The number of tokens."""
+        return self._trunk.encoder_embed_tokens.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence that the encoder and the decoder read, in tokens."""
+        trunk = self._trunk
+        sides = (trunk.encoder, trunk.decoder)
+        return min(x.embed_positions.max_positions for x in sides)
+
+    @property
     @abc.abstractmethod
     def _needs_attentions(self) -> bool:
         """Whether the head reads attention weights."""

@@ -15,12 +15,12 @@ def split_key(key: PRNGKeyArray | None, num: int) -> list[PRNGKeyArray | None]:
     return [None] * num if key is None else list(jax.random.split(key, num))
 
 
-def refuse_training_mode(model: eqx.Module) -> None:
+def refuse_training_mode(model: eqx.Module, used: str) -> None:
     """**Raises** `RuntimeError` if a part of `model` is in training mode and would drop
-    something."""
+    something; `used` is what the user calls."""
     if _drops_out(model):
         raise RuntimeError(
-            "generate is not for training mode, in which the model drops out at random: "
+            f"{used} is not for training mode, in which the model drops out at random: "
             "pass it through equinox.nn.inference_mode(model)."
         )
 

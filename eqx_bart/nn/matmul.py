@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int8
 
+from .checks import ArrayLike
+
 
 # Up to this many rows, `dot_transposed` puts the weight on the left; measured on CPUs.
 _FEW_ROWS = 32
@@ -262,7 +264,7 @@ def _transposed_copy(x: Float[Array, "*rows columns"], axis: int) -> Array:
     return moved.reshape(*moved.shape[: axis + 1], math.prod(x.shape[axis:-1]))
 
 
-def at_least_float32(*arrays: Array) -> jnp.dtype:
+def at_least_float32(*arrays: ArrayLike) -> jnp.dtype:
     """The dtype to compute in: float32, or float64 if an array has it."""
     is_double = any(a.dtype == jnp.float64 for a in arrays)
     return jnp.dtype(jnp.float64 if is_double else jnp.float32)

@@ -1,0 +1,169 @@
+"""Records what HF's pipelines answer, in the files `recorded/*.json` beside this one.
+
+It needs what the library does not: in a virtual environment of its own, and with the folder
+of BART's tokenizer,
+
+    pip install torch==2.13.0 transformers==4.57.6
+    PYTHONPATH=tests python tests/tasks/record.py ../shared/data/bart-tokenizer
+
+Each file has the versions, the names and shapes of each model's weights, whose numbers
+`recorded_models.py` makes, and the answers of its pipeline.
+"""
+
+import json
+import pathlib
+import sys
+import warnings
+
+import recorded_models
+import torch
+import transformers
+
+
+TEXTS = [
+    "A dog barks.",
+    "The film was a delight from start to finish, and I would see it again.",
+    "Le café  était fermé;\n\nnous avons mangé une crêpe 🥞 au lieu de ça.",
+    "naïve",
+    "  Prices rose by 3.5% (to $1,200) in the third quarter 👩‍👩‍👧 of 2021…  ",
+    "word " * 60,
+]
+PAIRS = [
+    ["A dog barks.", "An animal makes noise."],
+    ["Nobody came.", "The hall was full, and people had to stand."],
+]
+LABELS = {"contradiction": 0, "neutral": 1, "entailment": 2}
+CANDIDATES = ["politics", "food and drink", "animals", "cinéma", "economy"]
+
+CLASSIFICATION = {
+    "three_labels": {"id2label": {"0": "sad", "1": "glad", "2": "neither"}},
+    "one_label": {"id2label": {"0": "toxic"}},
+    "multi_label": {
+        "problem_type": "multi_label_classification",
+        "id2label": {"0": "news", "1": "sport"},
+    },
+    "regression": {"problem_type": "regression", "id2label": {"0": "stars", "1": "age"}},
+}
+ZERO_SHOT = {
+    "mnli": {"id2label": {"0": "contradiction", "1": "neutral", "2": "entailment"}},
+    "first": {"id2label": {"0": "ENTAILMENT", "1": "NEUTRAL", "2": "CONTRADICTION"}},
+    "two": {"id2label": {"0": "entailment", "1": "not_entailment"}},
+    "last_of_two": {"id2label": {"0": "not_entailment", "1": "entailment"}},
+}
+ZERO_SHOT_SETTINGS = [
+    {},
+    {"multi_label": True},
+    {"candidate_labels": CANDIDATES[:1]},
+    {"hypothesis_template": "Ce texte parle de {}!", "candidate_labels": CANDIDATES[1:4]},
+]
+MASKED = [
+    "Paris is the <mask> of France.",
+    "<mask> is  red",
+    "Le <mask> était fermé; nous avons mangé une <mask> 🥞.",
+    "A<mask>b <mask><mask> c",
+]
+MASKED_SETTINGS = [{}, {"top_k": 3}, {"targets": [" capital", " city", " café"]}]
+LONG = (
+    "The café in Zürich  opened in 1907 😀. It was founded by Élodie Müller,\nwho had come "
+    "from Kraków with 3 suitcases, two cats 🐈🐈 and a recipe for crème brûlée.\n\n\t"
+    "During the war it was a library. In 1951 her daughter Zoë made it a café again; "
+    "naïve visitors asked for “pancakes”. Today it seats 45 people and one very old "
+    "dog. The owners speak Français, Deutsch and a little 日本語. "
+)
+QUESTIONS = [
+    ("Who founded the café?", LONG),
+    ("When did it open?", LONG * 4),
+    ("Where?", "In Zürich."),
+    ("What is 😀?", "An emoji 😀😀 of joy — naïve, é  and\n\nplain"),
+    ("How many people does it seat in all?", LONG + LONG[::-1][:200]),
+]
+QUESTION_SETTINGS = [
+    {},
+    {"top_k": 4},
+    {"align_to_words": False, "top_k": 3},
+    {"handle_impossible_answer": True, "top_k": 2},
+    {"max_seq_len": 48, "doc_stride": 12, "max_answer_len": 4, "top_k": 3},
+]
+UNANSWERABLE = [("Where?", "In Zürich."), ("How old is the café?", LONG[:80])]
+UNANSWERABLE_SETTINGS = [
+    {"handle_impossible_answer": True, "top_k": 2},
+    {
+        "handle_impossible_answer": True,
+        "top_k": 60,
+        "max_seq_len": 32,
+        "doc_stride": 8,
+        "max_answer_len": 2,
+    },
+]
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    tokenizer = transformers.BartTokenizerFast.from_pretrained(sys.argv[1])
+    classifier = "BartForSequenceClassification"
+    for seed, (name, config) in enumerate(CLASSIFICATION.items()):
+        case, pipe = pipeline("text-classification", classifier, config, seed, tokenizer)
+        inputs = [*TEXTS, *({"text": a, "text_pair": b} for a, b in PAIRS)]
+        case["texts"] = inputs
+        case["answers"] = [pipe(x, top_k=None) for x in inputs]
+        save(f"classify_{name}", case)
+    for seed, (name, config) in enumerate(ZERO_SHOT.items(), 10):
+        label2id = {v: int(k) for k, v in config["id2label"].items()}
+        config = config | {"label2id": label2id}
+        task = "zero-shot-classification"
+        case, pipe = pipeline(task, classifier, config, seed, tokenizer)
+        case["texts"], case["calls"] = TEXTS, []
+        for settings in ZERO_SHOT_SETTINGS:
+            settings = {"candidate_labels": CANDIDATES} | settings
+            answers = [pipe(text, **settings) for text in TEXTS]
+            case["calls"].append({"settings": settings, "answers": answers})
+        save(f"zero_shot_{name}", case)
+    case, pipe = pipeline("fill-mask", "BartForConditionalGeneration", {}, 20, tokenizer)
+    case["texts"], case["calls"] = MASKED, []
+    for settings in MASKED_SETTINGS:
+        answers = [pipe(text, **settings) for text in MASKED]
+        case["calls"].append({"settings": settings, "answers": answers})
+    save("fill_mask", case)
+    record_answers("answer", 30, QUESTIONS, QUESTION_SETTINGS, tokenizer)
+    record_answers("no_answer", 42, UNANSWERABLE, UNANSWERABLE_SETTINGS, tokenizer)
+
+
+def record_answers(name: str, seed: int, questions, settings, tokenizer) -> None:
+    model = "BartForQuestionAnswering"
+    case, pipe = pipeline("question-answering", model, {}, seed, tokenizer)
+    case["questions"], case["calls"] = questions, []
+    for one in settings:
+        one = {"max_seq_len": 128} | one
+        answers = [pipe(question=q, context=c, **one) for q, c in questions]
+        case["calls"].append({"settings": one, "answers": answers})
+    save(name, case)
+
+
+def pipeline(task: str, name: str, config: dict, seed: int, tokenizer):
+    """What is to be recorded of a model, and its pipeline."""
+    case = {"class": name, "config": config, "seed": seed}
+    model_class = getattr(transformers, name)
+    values = recorded_models.config(case)
+    model = model_class(transformers.BartConfig.from_dict(values)).eval()
+    tensors = model.state_dict()
+    with torch.no_grad():
+        for key, value in tensors.items():
+            array = recorded_models.tensor(key, tuple(value.shape), seed)
+            value.copy_(torch.from_numpy(array))
+    tied = ("embed_tokens.weight", "lm_head.weight")
+    case["shapes"] = {k: list(v.shape) for k, v in tensors.items() if not k.endswith(tied)}
+    pipe = transformers.pipeline(task, model=model, tokenizer=tokenizer, device="cpu")
+    return case, pipe
+
+
+def save(name: str, case: dict) -> None:
+    versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+    directory = pathlib.Path(__file__).parent / "recorded"
+    directory.mkdir(exist_ok=True)
+    text = json.dumps({"versions": versions} | case, ensure_ascii=False, indent=1)
+    (directory / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
