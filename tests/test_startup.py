@@ -27,7 +27,7 @@ def counted(*args, **kwargs):
 beartype.beartype = counted
 import {name}
 
-unwanted = ("transformers", "huggingface_hub", "tokenizers", "torch", "optax", "rich")
+unwanted = "transformers huggingface_hub tokenizers torch optax rich sentencex".split()
 print(*(x for x in unwanted if x in sys.modules))
 print(len(decorated))
 """

@@ -9,18 +9,23 @@ from .classification import Classification, classify, label_scores
 from .entailment import entailment_scores, zero_shot
 from .prediction import predict
 from .scoring import Candidate, rank, Score, score, token_log_probs
+from .summarisation import summarise, summarize, Summary, Window
 
 
 __all__ = [
     "Candidate",
     "Classification",
     "Score",
+    "Summary",
+    "Window",
     "classify",
     "entailment_scores",
     "label_scores",
     "predict",
     "rank",
     "score",
+    "summarise",
+    "summarize",
     "token_log_probs",
     "zero_shot",
 ]

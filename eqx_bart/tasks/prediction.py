@@ -164,11 +164,17 @@ def _column(model: Seq2SeqModel[Any, Any], name: str, column: Any) -> Column:
     **Raises** `ValueError` if the model cannot read it.
     """
     if len(column) > 0 and np.ndim(column[0]) > 0:
-        return [_ids(model, f"{name}[{i}]", ids) for i, ids in enumerate(column)]
-    return _ids(model, name, column)
+        return [checked_ids(model, f"{name}[{i}]", ids) for i, ids in enumerate(column)]
+    return checked_ids(model, name, column)
 
 
-def _ids(model: Seq2SeqModel[Any, Any], name: str, ids: Any) -> Integer[np.ndarray, "_"]:
+def checked_ids(
+    model: Seq2SeqModel[Any, Any], name: str, ids: Any
+) -> Integer[np.ndarray, "_"]:
+    """Token ids as an array.
+
+    **Raises** `ValueError` if the model cannot read them.
+    """
     ids = np.asarray(ids)
     if ids.size == 0:
         raise ValueError(f"{name} is empty: a sequence needs at least one token.")
