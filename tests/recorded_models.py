@@ -43,6 +43,9 @@ def config(case) -> dict:
 def write(directory, case, write_tensors) -> None:
     """Writes the checkpoint of a recorded case."""
     (directory / "config.json").write_text(json.dumps(config(case)))
+    if "generation_config" in case:
+        generation = json.dumps(case["generation_config"])
+        (directory / "generation_config.json").write_text(generation)
     tensors = {
         name: tensor(name, shape, case["seed"]) for name, shape in case["shapes"].items()
     }

@@ -13,6 +13,7 @@ from .minimum_bayes_risk import generate_minimum_risk, minimum_risk, MinimumRisk
 from .prediction import predict
 from .question_answering import Answer, answer, best_spans, Spans
 from .scoring import Candidate, rank, Score, score, token_log_probs
+from .summarisation import summarise, summarize, Summary, Window
 
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "MinimumRisk",
     "Score",
     "Spans",
+    "Summary",
+    "Window",
     "answer",
     "best_spans",
     "classify",
@@ -37,6 +40,8 @@ __all__ = [
     "predict",
     "rank",
     "score",
+    "summarise",
+    "summarize",
     "token_log_probs",
     "zero_shot",
 ]

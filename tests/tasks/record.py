@@ -10,6 +10,7 @@ Each file has the versions, the names and shapes of each model's weights, whose 
 `recorded_models.py` makes, and the answers of its pipeline.
 """
 
+import copy
 import json
 import pathlib
 import sys
@@ -95,6 +96,45 @@ UNANSWERABLE_SETTINGS = [
         "max_answer_len": 2,
     },
 ]
+# The settings of the hub's bart-large-cnn, smaller, with other numbers in each place, so
+# that the answers tell which of them count; and with an end that becomes likely.
+IDS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+ENDING = {"exponential_decay_length_penalty": [8, 1.1], "no_repeat_ngram_size": 3}
+OF_CNN = IDS | ENDING | {"num_beams": 4, "length_penalty": 2.0, "forced_bos_token_id": 0}
+OF_TASK = {"early_stopping": True, "length_penalty": 0.5, "max_length": 30, "num_beams": 3}
+SUMMARIES = {
+    "nothing": {"config": {}},
+    "old": {
+        "config": OF_CNN
+        | {"max_length": 24, "min_length": 12, "prefix": " "}
+        | {"exponential_decay_length_penalty": [20, 1.2]}
+        | {"task_specific_params": {"summarization": OF_TASK | {"min_length": 19}}},
+    },
+    "both": {
+        "config": {"prefix": " ", "num_beams": 2, "max_length": 10, "min_length": 2}
+        | {"task_specific_params": {"summarization": OF_TASK, "translation": {}}},
+        "generation_config": OF_CNN | {"max_length": 26, "min_length": 9},
+    },
+    "prefix": {
+        "config": {
+            "prefix": " ",
+            "task_specific_params": {
+                "summarization": {"prefix": "summarize: ", "max_new_tokens": 21}
+            },
+        },
+        "generation_config": IDS | ENDING,
+    },
+    "own_beams": {
+        "config": {},
+        "generation_config": IDS | ENDING | {"num_beams": 6, "max_length": 25},
+    },
+    "task_length": {
+        "config": {"task_specific_params": {"summarization": {"max_length": 16}}},
+        "generation_config": IDS | {"num_beams": 4},
+    },
+}
+# What is given to the pipeline, where its defaults override the checkpoint's own settings.
+SUMMARY_SETTINGS = {"own_beams": {"num_beams": 6}, "task_length": {"max_new_tokens": 15}}
 
 
 def main() -> None:
@@ -127,6 +167,7 @@ def main() -> None:
     save("fill_mask", case)
     record_answers("answer", 30, QUESTIONS, QUESTION_SETTINGS, tokenizer)
     record_answers("no_answer", 42, UNANSWERABLE, UNANSWERABLE_SETTINGS, tokenizer)
+    record_summaries(tokenizer)
 
 
 def record_answers(name: str, seed: int, questions, settings, tokenizer) -> None:
@@ -140,12 +181,51 @@ def record_answers(name: str, seed: int, questions, settings, tokenizer) -> None
     save(name, case)
 
 
-def pipeline(task: str, name: str, config: dict, seed: int, tokenizer):
+def record_summaries(tokenizer) -> None:
+    # Room for the 256 tokens that are made where no setting says otherwise.
+    tokenizer.model_max_length = 300
+    for seed, (name, given) in enumerate(SUMMARIES.items(), 40):
+        given["config"] |= {"max_position_embeddings": tokenizer.model_max_length}
+        model = "BartForConditionalGeneration"
+        case, pipe = pipeline(
+            "summarization", model, seed=seed, tokenizer=tokenizer, **given
+        )
+        case["texts"] = TEXTS[-1:] if name == "nothing" else [*TEXTS[:3], LONG * 4]
+        case["calls"] = [summaries(pipe, case["texts"], SUMMARY_SETTINGS.get(name, {}))]
+        if name == "old":
+            settings = {"max_length": 22, "min_length": 13, "length_penalty": 0.5}
+            case["calls"].append(summaries(pipe, case["texts"], settings))
+        save(f"summarise_{name}", case)
+
+
+def summaries(pipe, texts: list[str], settings: dict) -> dict:
+    """What is to be recorded of a call."""
+    answers = []
+    for text in texts:
+        (made,) = pipe(text, return_tensors=True, truncation=True, **settings)
+        ids = made["summary_token_ids"]
+        (answer,) = pipe.postprocess({"output_ids": ids[None, None]})
+        answers.append(answer | {"summary_token_ids": ids.tolist()})
+    return {"settings": settings, "answers": answers}
+
+
+def pipeline(
+    task: str,
+    name: str,
+    config: dict,
+    seed: int,
+    tokenizer,
+    generation_config: dict | None = None,
+):
     """What is to be recorded of a model, and its pipeline."""
     case = {"class": name, "config": config, "seed": seed}
     model_class = getattr(transformers, name)
-    values = recorded_models.config(case)
+    values = copy.deepcopy(recorded_models.config(case))  # pipelines change it
     model = model_class(transformers.BartConfig.from_dict(values)).eval()
+    if generation_config is not None:
+        case["generation_config"] = generation_config
+        own = transformers.GenerationConfig.from_dict(generation_config)
+        model.generation_config = own
     tensors = model.state_dict()
     with torch.no_grad():
         for key, value in tensors.items():
