@@ -9,12 +9,16 @@ Source: Eikema & Aziz 2020 (arXiv:2005.10283), section 4; Fernandes et al. 2022
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from jaxtyping import PRNGKeyArray
 
-from ..models.language_model import LanguageModel
+from ..explained import explained
+from ..models.conditional_generation import BartForConditionalGeneration
+from .prediction import checked_ids, limits_of
+from .texts import AbstractTask, loaded, mapped, Named
 
 
 T = TypeVar("T")
@@ -84,43 +88,80 @@ def minimum_risk(
     return MinimumRisk(candidates[index], index, utilities)
 
 
+@explained
 def generate_minimum_risk(
-    model: LanguageModel,
-    tokenizer: Any,
-    texts: Sequence[str],
+    model: BartForConditionalGeneration | str | Path,
+    texts: Any,
     metric: Metric[str],
     *,
     num_samples: int,
     key: PRNGKeyArray,
     top_k: int = 0,
+    tokenizer: Any = None,
+    truncation: bool = False,
+    batch_size: int = 32,
+    progress: bool = False,
     **settings: Any,
-) -> list[MinimumRisk[str]]:
-    """For each text, the sample with the greatest expected utility over all samples of it.
+) -> Any:
+    """The sample of each text with the greatest expected utility over all samples of it.
 
     **Arguments:**
 
-    - `model`: what generates.
-    - `tokenizer`: its tokenizer, such as one of transformers'.
-    - `texts`: what the model is given.
+    - `model`: a model; or the name or the path of a checkpoint, which is then read, with
+        its tokenizer, at each call.
+    - `texts`: a text, a list of texts, or another iterable of them, of any length.
     - `metric`: as in `minimum_risk`.
     - `num_samples`: how many samples of each text are drawn. The metric is called for all
         pairs of them.
     - `key`: to draw with.
     - `top_k`: as in `generate`; by default, samples are as frequent as they are probable.
-    - `settings`: others of `generate_many`.
+    - `tokenizer`: the model's, one of transformers'.
+    - `truncation`: whether a text that is longer than the model reads is cut. Otherwise
+        that is an error.
+    - `batch_size`: how many texts are answered at the same time.
+    - `progress`: whether to show a progress bar on the terminal.
+    - `settings`: others of `generate`.
 
-    **Raises** as `generate_many` and `minimum_risk` do.
+    **Returns** a `MinimumRisk`; a list of them; or an iterator.
+
+    **Raises** `TypeError` or `ValueError` if a text is empty, too long, or has nothing but
+    special tokens, and says which: before anything is computed, except for iterators. Also
+    if the tokenizer is another model's, and as `generate` and `minimum_risk` do.
     """
-    outputs = model.generate_many(
-        tokenizer(list(texts))["input_ids"],
+    model, reader = loaded(
+        BartForConditionalGeneration, model, tokenizer, truncation=truncation
+    )
+    settings = dict(
         do_sample=True,
         num_beams=1,
         num_return_sequences=num_samples,
-        key=key,
         top_k=top_k,
+        key=key,
         **settings,
     )
-    return [minimum_risk(output.decode(tokenizer), metric) for _, output in outputs]
+    task = _MinimumRisk(model, reader, batch_size, progress, metric, settings)
+    return mapped(task, ("texts",), (texts,))
+
+
+@dataclasses.dataclass(frozen=True)
+class _MinimumRisk(AbstractTask[list[int], MinimumRisk[str]]):
+    """`generate_minimum_risk`."""
+
+    metric: Metric[str]
+    settings: dict[str, Any]
+
+    def read(self, one: Named) -> list[int]:
+        ((name,), (text,)) = one
+        ids = self.reader.ids(name, text)
+        checked_ids(limits_of(self.model), name, ids)
+        return ids
+
+    def answers(self, found: Iterable[list[int]]) -> Iterator[MinimumRisk[str]]:
+        outputs = self.model.generate_many(
+            found, batch_size=self.batch_size, progress=self.progress, **self.settings
+        )
+        for _, output in outputs:
+            yield minimum_risk(output.decode(self.reader.tokenizer), self.metric)
 
 
 def _shares(count: int, weights: Sequence[float] | None) -> list[float]:

@@ -90,9 +90,8 @@ def test_over_samples_of_a_model():
     model = eb.BartForConditionalGeneration.from_pretrained(eb.BUILTIN_MODEL)
     tokenizer = AutoTokenizer.from_pretrained(eb.BUILTIN_MODEL)
     texts, call = ["attention", "equinox"], {"key": jax.random.key(3), "max_new_tokens": 16}
-    found = generate_minimum_risk(
-        model, tokenizer, texts, similarity, num_samples=8, temperature=1.5, **call
-    )
+    asked = {"num_samples": 8, "temperature": 1.5, "tokenizer": tokenizer}
+    found = generate_minimum_risk(model, texts, similarity, **asked, **call)
     for text, best in zip(texts, found, strict=True):
         samples = model.generate(
             np.array([tokenizer(text)["input_ids"]]),
@@ -108,5 +107,5 @@ def test_over_samples_of_a_model():
         assert best.answer == samples[best.index]
         assert all(x <= max(best.utilities) for x in itertools.chain(best.utilities))
     few = {"num_samples": 2, "top_k": 1}  # as greedy search, where every sample is the same
-    [greedy] = generate_minimum_risk(model, tokenizer, texts[:1], similarity, **few, **call)
+    greedy = generate_minimum_risk(eb.BUILTIN_MODEL, texts[0], similarity, **few, **call)
     assert greedy.utilities == (1.0, 1.0)
