@@ -22,7 +22,14 @@ from .cache import GenerationCache
 from .call import GenerationCall, LoopInputs
 from .config import GenerationConfig
 from .diverse_beam_search import DiverseBeamSearch
-from .inputs import align_right, array_library, as_jax, GenerationInputs, is_traced
+from .inputs import (
+    align_right,
+    array_library,
+    as_jax,
+    GenerationInputs,
+    is_traced,
+    power_of_two,
+)
 from .logits_process import LogitsProcessor
 from .many import answers, checked_inputs, longest_first, Loop
 from .output import GenerationOutput
@@ -307,6 +314,8 @@ class GenerationMixin(eqx.Module):
             self.max_positions,
         )
         num_inputs = len(inputs) if isinstance(inputs, Sized) else None
+        if num_inputs is not None:  # places are computed whether they are taken or not
+            batch_size = min(batch_size, power_of_two(num_inputs))
         checked = longest_first(checked_inputs(inputs, prepare), batch_size)
         found = answers(loop, checked, batch_size)
         found = with_bar(found, num_inputs, "Generating") if progress else found

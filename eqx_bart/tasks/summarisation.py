@@ -11,7 +11,6 @@ from jaxtyping import PRNGKeyArray
 
 from ..explained import explained
 from ..generation.config import GenerationConfig
-from ..generation.inputs import power_of_two
 from ..generation.logits_process import LogitsProcessor
 from ..generation.output import GenerationOutput
 from ..generation.reading import sorted_ahead
@@ -143,7 +142,7 @@ def summarise(
         return model.generate_many(
             inputs,
             config,
-            batch_size=min(batch_size, power_of_two(len(inputs))),  # all are computed
+            batch_size=batch_size,
             progress=progress,
             logits_processors=logits_processors,
             key=key,
