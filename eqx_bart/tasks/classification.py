@@ -14,7 +14,7 @@ from ..explained import explained
 from ..models.sequence_classification import BartForSequenceClassification
 from ..nn.checks import ArrayLike, Mask
 from ..nn.matmul import at_least_float32
-from .prediction import Item
+from .prediction import Row
 from .texts import AbstractTask, loaded, mapped, Named
 
 
@@ -151,16 +151,16 @@ def label_logits(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Classify(AbstractTask[Item, Classification]):
+class _Classify(AbstractTask[Row, Classification]):
     """`classify`."""
 
     function: str
 
-    def read(self, one: Named) -> Item:
+    def read(self, one: Named) -> Row:
         ids = self.reader.ids(one.names[0], *one.values)
-        return Item(one.names[:1], (ids,), one.values[0])
+        return self.row(one.names[:1], (ids,), one.values[0])
 
-    def answers(self, found: Iterable[Item]) -> Iterator[Classification]:
+    def answers(self, found: Iterable[Row]) -> Iterator[Classification]:
         names = list(self.model.config.id2label.values())
         for text, logits in self.predictions(label_logits, found, "Classifying"):
             scores = np.asarray(label_scores(logits, self.function))

@@ -14,7 +14,7 @@ from ..models.sequence_classification import BartForSequenceClassification
 from ..nn.checks import ArrayLike
 from ..nn.matmul import at_least_float32
 from .classification import Classification, label_logits, sigmoid, softmax
-from .prediction import Item
+from .prediction import Row
 from .texts import AbstractTask, loaded, mapped, Named
 
 
@@ -104,23 +104,23 @@ def entailment_scores(
 
 
 @dataclasses.dataclass(frozen=True)
-class _ZeroShot(AbstractTask[list[Item], Classification]):
-    """`zero_shot`: as many items for a text as there are labels."""
+class _ZeroShot(AbstractTask[list[Row], Classification]):
+    """`zero_shot`: as many rows for a text as there are labels."""
 
     hypotheses: dict[str, str]
     entailment_id: int
     contradiction_id: int | None
 
-    def read(self, one: Named) -> list[Item]:
+    def read(self, one: Named) -> list[Row]:
         ((name,), (text,)) = one
         self.reader.check(name, text)
-        items = list[Item]()
+        rows = list[Row]()
         for label, hypothesis in self.hypotheses.items():
             pair = f"{name}, with the label {label!r},"
-            items.append(Item((pair,), (self.reader.ids(pair, text, hypothesis),), text))
-        return items
+            rows.append(self.row((pair,), (self.reader.ids(pair, text, hypothesis),), text))
+        return rows
 
-    def answers(self, found: Iterable[list[Item]]) -> Iterator[Classification]:
+    def answers(self, found: Iterable[list[Row]]) -> Iterator[Classification]:
         ids = (self.entailment_id, self.contradiction_id)
         for pairs in self.group_predictions(label_logits, found, "Classifying"):
             logits = np.stack([logits for _, logits in pairs])

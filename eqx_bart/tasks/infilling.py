@@ -13,7 +13,7 @@ from ..generation.output import GenerationOutput
 from ..models.conditional_generation import BartForConditionalGeneration
 from ..nn.processes import on_host
 from .masks import ids_with_masks
-from .prediction import checked_ids, limits_of
+from .prediction import checked_ids
 from .texts import AbstractTask, loaded, mapped, Named
 
 
@@ -104,7 +104,7 @@ class _Infill(AbstractTask[_Text, tuple[Infilling, ...]]):
     def read(self, one: Named) -> _Text:
         ((name,), (text,)) = one
         ids = ids_with_masks(self.reader, name, text)
-        checked_ids(limits_of(self.model), name, ids)
+        checked_ids(self.limits, name, ids)
         around = "".join(
             "(.*?)" if token is None else re.escape(token) for token in self._parts(ids)
         )

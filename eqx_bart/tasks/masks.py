@@ -17,7 +17,7 @@ from ..models.conditional_generation import BartForConditionalGeneration
 from ..nn.checks import ArrayLike, check_range, Mask
 from ..nn.matmul import at_least_float32
 from ..nn.mesh import on_any_mesh
-from .prediction import Item
+from .prediction import Row
 from .scoring import teacher_forced
 from .texts import AbstractTask, loaded, mapped, Named, Reader
 
@@ -170,22 +170,22 @@ def _best_of(top_k: int) -> Callable[..., Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _FillMask(AbstractTask[Item, tuple[tuple[Filling, ...], ...]]):
+class _FillMask(AbstractTask[Row, tuple[tuple[Filling, ...], ...]]):
     """`fill_mask`."""
 
     top_k: int
     choices: tuple[int, ...] | None
 
-    def read(self, one: Named) -> Item:
+    def read(self, one: Named) -> Row:
         ((name,), (text,)) = one
         ids = ids_with_masks(self.reader, name, text)
         mask = self.reader.tokenizer.mask_token_id
         columns = (ids, [[mask]] * ids.count(mask))
         if self.choices is not None:
-            return Item((name,) * 3, (*columns, self.choices), ids)
-        return Item((name,) * 2, columns, ids)
+            return self.row((name,) * 3, (*columns, self.choices), ids)
+        return self.row((name,) * 2, columns, ids)
 
-    def answers(self, found: Iterable[Item]) -> Iterator[tuple[tuple[Filling, ...], ...]]:
+    def answers(self, found: Iterable[Row]) -> Iterator[tuple[tuple[Filling, ...], ...]]:
         mask = self.reader.tokenizer.mask_token_id
         function = _best_of(self.top_k) if self.choices is None else _of_choices
         for ids, result in self.predictions(function, found, "Filling"):

@@ -17,7 +17,7 @@ from jaxtyping import PRNGKeyArray
 
 from ..explained import explained
 from ..models.conditional_generation import BartForConditionalGeneration
-from .prediction import checked_ids, limits_of
+from .prediction import checked_ids
 from .texts import AbstractTask, loaded, mapped, Named
 
 
@@ -153,7 +153,7 @@ class _MinimumRisk(AbstractTask[list[int], MinimumRisk[str]]):
     def read(self, one: Named) -> list[int]:
         ((name,), (text,)) = one
         ids = self.reader.ids(name, text)
-        checked_ids(limits_of(self.model), name, ids)
+        checked_ids(self.limits, name, ids)
         return ids
 
     def answers(self, found: Iterable[list[int]]) -> Iterator[MinimumRisk[str]]:

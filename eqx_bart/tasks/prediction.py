@@ -25,31 +25,40 @@ from ..nn.processes import on_host
 Column = Integer[np.ndarray, "_"] | list[Integer[np.ndarray, "_"]]
 
 
-class Item(NamedTuple):
-    """A row for `predictions`: its columns, what errors call each of them, and what the
-    result is for."""
-
-    names: tuple[str, ...]
-    columns: tuple[Any, ...]
-    what: Any = None
-
-
-class _Row(NamedTuple):
-    """An item that has been checked.
+class Row(NamedTuple):
+    """A row for `predictions`, which `checked_row` makes.
 
     `shape` has the number of sequences in each column, and the length of the longest, as
-    they are padded.
+    they are padded; `what` is what the result is for.
     """
 
-    number: int
     columns: tuple[Column, ...]
     shape: tuple[int, ...]
     num_ends: int
     what: Any
+    number: int = 0
 
     @property
     def num_sequences(self) -> int:
         return max(self.shape[::2])
+
+
+class Limits(NamedTuple):
+    """What a model reads.
+
+    `ends` are the tokens of which a row needs one, at which a classifier reads.
+    """
+
+    vocab_size: int
+    max_positions: int
+    ends: tuple[int, ...]
+
+
+def limits_of(model: Seq2SeqModel[Any, Any]) -> Limits:
+    """What the model reads: looked up once, not for each of many rows."""
+    is_classifier = isinstance(model, BartForSequenceClassification)
+    ends = model.config.eos_token_ids if is_classifier else ()
+    return Limits(model.vocab_size, model.max_positions, ends)
 
 
 @explained
@@ -89,32 +98,33 @@ def predict(
     anything is computed if `rows` is a list; otherwise after the results of those that were
     read before it. `RuntimeError` if the model is in training mode.
     """
-    items = (_item(number, columns) for number, columns in enumerate(rows))
+    limits = limits_of(model)
+    checked = (_numbered(limits, number, columns) for number, columns in enumerate(rows))
     found = predictions(
         function,
         model,
-        list(items) if isinstance(rows, Sequence) else items,
+        list(checked) if isinstance(rows, Sequence) else checked,
         batch_size=batch_size,
         bar="Predicting" if progress else None,
     )
     return (result for _, result in found)
 
 
-def _item(number: int, columns: tuple[Any, ...]) -> Item:
-    names = tuple(f"rows[{number}][{i}]" for i in range(len(columns)))
-    return Item(names, columns)
+def _numbered(limits: Limits, number: int, columns: tuple[Any, ...]) -> Row:
+    names = tuple([f"rows[{number}][{i}]" for i in range(len(columns))])
+    return checked_row(limits, names, columns)
 
 
 def predictions(
     function: Callable[..., Any],
     model: Seq2SeqModel[Any, Any],
-    items: Iterable[Item],
+    rows: Iterable[Row],
     *,
     batch_size: int,
     bar: str | None,
 ) -> Iterator[tuple[Any, Any]]:
-    """`predict`, of items: `what` each is for, and its result; `bar` is what a progress bar
-    says, if there is to be one."""
+    """`predict`, of rows that have been checked: `what` each is for, and its result; `bar`
+    is what a progress bar says, if there is to be one."""
     if batch_size < 1:
         raise ValueError(
             f"batch_size={batch_size}: at least one row is computed at a time."
@@ -124,42 +134,30 @@ def predictions(
             "Inside jit, nothing reads inputs one after another: call a function of arrays."
         )
     refuse_training_mode(model, "A task")
-    limits = limits_of(model)
-    rows = (_checked(limits, number, item) for number, item in enumerate(items))
-    if isinstance(items, Sequence):
-        rows = iter(list(rows))
-    found = _computed(function, model, rows, batch_size)
+    numbered = (row._replace(number=number) for number, row in enumerate(rows))
+    found = _computed(function, model, numbered, batch_size)
     if bar is not None:
-        found = with_bar(found, len(items) if isinstance(items, Sequence) else None, bar)
+        found = with_bar(found, len(rows) if isinstance(rows, Sequence) else None, bar)
     return (result for _, result in ordered(found))
 
 
-class Limits(NamedTuple):
-    """What a model reads.
+def checked_row(
+    limits: Limits,
+    names: tuple[str, ...],
+    columns: tuple[Any, ...],
+    what: Any = None,
+) -> Row:
+    """A row of these columns; `names` is what errors call each of them.
 
-    `ends` are the tokens of which a row needs one, at which a classifier reads.
+    **Raises** `ValueError` if the model cannot read it.
     """
-
-    vocab_size: int
-    max_positions: int
-    ends: tuple[int, ...]
-
-
-def limits_of(model: Seq2SeqModel[Any, Any]) -> Limits:
-    """What the model reads: looked up once, not for each of many rows."""
-    is_classifier = isinstance(model, BartForSequenceClassification)
-    ends = model.config.eos_token_ids if is_classifier else ()
-    return Limits(model.vocab_size, model.max_positions, ends)
-
-
-def _checked(limits: Limits, number: int, item: Item) -> _Row:
-    pairs = zip(item.names, item.columns, strict=True)
+    pairs = zip(names, columns, strict=True)
     columns = tuple([_column(limits, name, column) for name, column in pairs])
     first = np.concatenate(_sequences(columns[0]))
     num_ends = sum(int(np.count_nonzero(first == end)) for end in limits.ends)
     if limits.ends and num_ends == 0:
         raise ValueError(
-            f"{item.names[0]} has no end of a sequence, a token of {limits.ends}: a "
+            f"{names[0]} has no end of a sequence, a token of {limits.ends}: a "
             "classifier reads the state at the last one."
         )
     shape = list[int]()
@@ -168,7 +166,7 @@ def _checked(limits: Limits, number: int, item: Item) -> _Row:
         longest = max(map(len, sequences))
         shape += [usual_length(len(sequences), len(sequences) * 2, 1)]
         shape += [usual_length(longest, limits.max_positions)]
-    return _Row(number, columns, tuple(shape), num_ends, item.what)
+    return Row(columns, tuple(shape), num_ends, what)
 
 
 def _sequences(column: Column) -> list[Integer[np.ndarray, "_"]]:
@@ -214,14 +212,14 @@ def checked_ids(limits: Limits, name: str, ids: Any) -> Integer[np.ndarray, "_"]
 def _computed(
     function: Callable[..., Any],
     model: Seq2SeqModel[Any, Any],
-    rows: Iterator[_Row],
+    rows: Iterator[Row],
     batch_size: int,
 ) -> Iterator[tuple[int, tuple[Any, Any]]]:
     """The number of each row, what it is for, and its result. A batch is read while the
     next one is computed."""
     pad_token_id = _pad_token_id(model)
     batches = _batches(rows, batch_size)
-    before = list[tuple[list[_Row], Any]]()
+    before = list[tuple[list[Row], Any]]()
     while True:
         ahead, error = read(batches, 1)
         started = [
@@ -244,7 +242,7 @@ def _run(
         return run(function, model, *arrays)
 
 
-def _results(batch: list[_Row], output: Any) -> Iterator[tuple[int, tuple[Any, Any]]]:
+def _results(batch: list[Row], output: Any) -> Iterator[tuple[int, tuple[Any, Any]]]:
     output = jax.tree.map(on_host, output)
     for i, row in enumerate(batch):
         yield row.number, (row.what, jax.tree.map(operator.itemgetter(i), output))
@@ -259,12 +257,12 @@ def _pad_token_id(model: Seq2SeqModel[Any, Any]) -> int:
     return next(i for i in itertools.count() if i not in config.eos_token_ids)
 
 
-def _batches(rows: Iterator[_Row], batch_size: int) -> Iterator[list[_Row]]:
+def _batches(rows: Iterator[Row], batch_size: int) -> Iterator[list[Row]]:
     """Rows of about one shape, and with as many ends of sequences, which a classifier
     needs; the largest come first."""
     kind = operator.attrgetter("num_ends")
 
-    def key(row: _Row) -> Any:
+    def key(row: Row) -> Any:
         return row.num_ends, [-size for size in row.shape]
 
     for ahead in sorted_ahead(rows, batch_size, key):
@@ -276,7 +274,7 @@ def _batches(rows: Iterator[_Row], batch_size: int) -> Iterator[list[_Row]]:
                 group = group[size:]
 
 
-def _num_rows(rows: list[_Row], batch_size: int) -> int:
+def _num_rows(rows: list[Row], batch_size: int) -> int:
     """How many of these rows, one at least, a batch has room for."""
     most = 0
     for number, row in enumerate(rows):
@@ -286,7 +284,7 @@ def _num_rows(rows: list[_Row], batch_size: int) -> int:
     return len(rows)
 
 
-def _arrays(batch: list[_Row], batch_size: int, pad_token_id: int) -> Iterator[np.ndarray]:
+def _arrays(batch: list[Row], batch_size: int, pad_token_id: int) -> Iterator[np.ndarray]:
     """The ids and the mask of each column, padded; the last row stands for those that
     fill up the batch."""
     shape = np.max([row.shape for row in batch], axis=0).tolist()

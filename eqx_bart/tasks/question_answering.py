@@ -17,7 +17,7 @@ from ..models.question_answering import BartForQuestionAnswering
 from ..nn.checks import ArrayLike, Mask
 from ..nn.matmul import at_least_float32
 from ..nn.mesh import on_any_mesh
-from .prediction import Item
+from .prediction import Row
 from .texts import AbstractTask, loaded, mapped, Named
 
 
@@ -222,8 +222,8 @@ class _Window(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Answers(AbstractTask[list[Item], tuple[Answer, ...]]):
-    """`answer`: an item for each window."""
+class _Answers(AbstractTask[list[Row], tuple[Answer, ...]]):
+    """`answer`: a row for each window."""
 
     top_k: int
     max_answer_len: int
@@ -231,7 +231,7 @@ class _Answers(AbstractTask[list[Item], tuple[Answer, ...]]):
     align_to_words: bool
     sizes: dict[str, int]
 
-    def read(self, one: Named) -> list[Item]:
+    def read(self, one: Named) -> list[Row]:
         for name, text in zip(*one, strict=True):
             self.reader.check(name, text)
         context = one.values[1]
@@ -250,13 +250,13 @@ class _Answers(AbstractTask[list[Item], tuple[Answer, ...]]):
                 f"{self.sizes['max_length']} tokens that share {self.sizes['stride']}: "
                 f"{error}"
             ) from error
-        return [self._item(one.names, _Window(context, x)) for x in encodings]
+        return [self._row(one.names, _Window(context, x)) for x in encodings]
 
-    def _item(self, names: tuple[str, ...], window: _Window) -> Item:
+    def _row(self, names: tuple[str, ...], window: _Window) -> Row:
         is_context = [int(i == 1) for i in window.encoding.sequence_ids]
-        return Item(names, (window.encoding.ids, is_context), window)
+        return self.row(names, (window.encoding.ids, is_context), window)
 
-    def answers(self, found: Iterable[list[Item]]) -> Iterator[tuple[Answer, ...]]:
+    def answers(self, found: Iterable[list[Row]]) -> Iterator[tuple[Answer, ...]]:
         # Some fall together when they are widened to words.
         top_k = 2 * self.top_k + 10 if self.align_to_words else self.top_k
         function = _spans_of(top_k, self.max_answer_len)

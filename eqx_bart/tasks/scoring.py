@@ -25,7 +25,7 @@ from ..models.outputs import BaseModelOutputWithCrossAttentions
 from ..nn.checks import ArrayLike, check_range, Mask
 from ..nn.matmul import at_least_float32
 from ..nn.mesh import on_any_mesh
-from .prediction import Item
+from .prediction import Row
 from .texts import AbstractTask, is_one, loaded, mapped, Named
 
 
@@ -257,26 +257,26 @@ def _log_probs(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Scores(AbstractTask[Item, Score]):
+class _Scores(AbstractTask[Row, Score]):
     """`score`."""
 
-    def read(self, one: Named) -> Item:
+    def read(self, one: Named) -> Row:
         (source_name, target_name), (source, target) = one
         ids = self.reader.ids(target_name, target, may_cut=False)
-        return Item(one.names, (self.reader.ids(source_name, source), ids), ids)
+        return self.row(one.names, (self.reader.ids(source_name, source), ids), ids)
 
-    def answers(self, found: Iterable[Item]) -> Iterator[Score]:
+    def answers(self, found: Iterable[Row]) -> Iterator[Score]:
         for ids, log_probs in self.predictions(_log_probs, found, "Scoring"):
             yield _score(ids, log_probs)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ranks(AbstractTask[Item, tuple[Candidate, ...]]):
+class _Ranks(AbstractTask[Row, tuple[Candidate, ...]]):
     """`rank`."""
 
     length_penalty: float
 
-    def read(self, one: Named) -> Item:
+    def read(self, one: Named) -> Row:
         (source_name, name), (source, candidates) = one
         if is_one(candidates) or not isinstance(candidates, Sequence) or not candidates:
             raise ValueError(
@@ -287,9 +287,9 @@ class _Ranks(AbstractTask[Item, tuple[Candidate, ...]]):
             for i, candidate in enumerate(candidates)
         ]
         columns = (self.reader.ids(source_name, source), ids)
-        return Item(one.names, columns, (candidates, ids))
+        return self.row(one.names, columns, (candidates, ids))
 
-    def answers(self, found: Iterable[Item]) -> Iterator[tuple[Candidate, ...]]:
+    def answers(self, found: Iterable[Row]) -> Iterator[tuple[Candidate, ...]]:
         for (candidates, ids), log_probs in self.predictions(_log_probs, found, "Ranking"):
             scores = map(_score, ids, log_probs)
             ranked = itertools.starmap(

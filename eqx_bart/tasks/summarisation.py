@@ -16,7 +16,7 @@ from ..generation.output import GenerationOutput
 from ..generation.reading import sorted_ahead
 from ..models.conditional_generation import BartForConditionalGeneration
 from ..nn.processes import on_host
-from .prediction import checked_ids, limits_of
+from .prediction import checked_ids
 from .texts import AbstractTask, is_one, loaded, mapped, Named
 from .windows import beginning, Span, windows
 
@@ -208,8 +208,7 @@ class _Summarise(AbstractTask[_Read, Summary]):
             else:
                 options = {"prefix": self.prefix, "language": self.language}
                 found = windows(tokenizer, source, most, **options)
-        limits = limits_of(self.model)
-        checked = [(span, checked_ids(limits, name, ids)) for span, ids in found]
+        checked = [(span, checked_ids(self.limits, name, ids)) for span, ids in found]
         return _Read(name, source, len(ids), checked)
 
     def _warn(self, sources: list[_Read]) -> None:

@@ -17,7 +17,7 @@ from ..models.question_answering import BartForQuestionAnswering
 from ..models.seq2seq import Seq2SeqModel
 from ..models.sequence_classification import BartForSequenceClassification
 from ..settings import as_id_tuple
-from .prediction import Item, predictions
+from .prediction import checked_row, Limits, limits_of, predictions, Row
 
 
 ModelT = TypeVar("ModelT", bound=Seq2SeqModel[Any, Any])
@@ -139,6 +139,11 @@ class AbstractTask(abc.ABC, Generic[ReadT, AnswerT]):
     batch_size: int
     progress: bool
 
+    @functools.cached_property
+    def limits(self) -> Limits:
+        """What the model reads."""
+        return limits_of(self.model)
+
     @abc.abstractmethod
     def read(self, one: Named) -> ReadT:
         """Checks an input, and makes token ids of it."""
@@ -147,27 +152,57 @@ class AbstractTask(abc.ABC, Generic[ReadT, AnswerT]):
     def answers(self, found: Iterable[ReadT]) -> Iterator[AnswerT]:
         """The answers to what has been read, in their order."""
 
+    def row(self, names: tuple[str, ...], columns: tuple[Any, ...], what: Any) -> Row:
+        """What `read` makes for `predictions`, see `checked_row`."""
+        return checked_row(self.limits, names, columns, what)
+
     def predictions(
-        self, function: Callable[..., Any], items: Iterable[Item], what: str
+        self, function: Callable[..., Any], rows: Iterable[Row], what: str
     ) -> Iterator[tuple[Any, Any]]:
         """See `predictions`; `what` is being done."""
         bar = what if self.progress else None
-        return predictions(function, self.model, items, batch_size=self.batch_size, bar=bar)
+        return predictions(function, self.model, rows, batch_size=self.batch_size, bar=bar)
 
     def group_predictions(
-        self, function: Callable[..., Any], groups: Iterable[list[Item]], what: str
+        self, function: Callable[..., Any], groups: Iterable[list[Row]], what: str
     ) -> Iterator[list[tuple[Any, Any]]]:
-        """The same of groups of items, which come out together."""
+        """The same of groups of rows, which come out together."""
         sizes = collections.deque[int]()
-        items: Iterable[Item] = _joined(groups, sizes)
-        items = list(items) if isinstance(groups, Sequence) else items
-        found = self.predictions(function, items, what)
+        rows: Iterable[Row] = _joined(groups, sizes)
+        rows = list(rows) if isinstance(groups, Sequence) else rows
+        found = self.predictions(function, rows, what)
         for first in found:
             yield [first, *itertools.islice(found, sizes.popleft() - 1)]
 
 
-def _joined(groups: Iterable[list[Item]], sizes: collections.deque[int]) -> Iterator[Item]:
-    """The items of all groups; their sizes are added to `sizes`."""
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Inputs with names of their own, for any task in the place of each part of its
+    inputs; those that cannot be read are left out.
+
+    **Fields:**
+
+    - `named`: the inputs, which are read when they are wanted.
+    - `on_error`: called with what is wrong with the input that was read last. It has no
+        answer.
+    """
+
+    named: Iterable[Named]
+    on_error: Callable[[Exception], None]
+
+    def read_by(self, task: AbstractTask[ReadT, Any]) -> Iterator[ReadT]:
+        """What the task can read."""
+        for one in self.named:
+            try:
+                found = task.read(one)
+            except (TypeError, ValueError) as error:
+                self.on_error(error)
+            else:
+                yield found
+
+
+def _joined(groups: Iterable[list[Row]], sizes: collections.deque[int]) -> Iterator[Row]:
+    """The rows of all groups; their sizes are added to `sizes`."""
     for group in groups:
         sizes.append(len(group))
         yield from group
@@ -238,7 +273,7 @@ def mapped(
     task: AbstractTask[Any, Any], names: tuple[str, ...], inputs: tuple[Any, ...]
 ) -> Any:
     """What a task returns: one answer for one input, a list for a list, and an iterator for
-    any other iterable.
+    any other iterable, and for `Inputs`.
 
     **Arguments:**
 
@@ -249,6 +284,8 @@ def mapped(
     list; `TypeError` if it is none of these; `ValueError` if it is an empty list, or if
     the parts are not as many as one another.
     """
+    if isinstance(inputs[0], Inputs):
+        return task.answers(inputs[0].read_by(task))
     if is_one(inputs[0]):
         return next(task.answers([task.read(Named(names, inputs))]))
     for name, part in zip(names, inputs, strict=True):

@@ -90,6 +90,20 @@ def test_what_is_wrong_in_an_iterable_is_raised_after_the_answers_before(model, 
         next(found)
 
 
+@pytest.mark.parametrize("wrong", [None, "", "word " * 130])
+def test_inputs_of_which_some_are_wrong(wrong, model, tokenizer):
+    """What cannot be read is told under the name that was given; the rest is answered."""
+    named = [
+        tasks.texts.Named((f"line {i}",), (x,)) for i, x in enumerate(["a", wrong, "b"])
+    ]
+    errors = []
+    inputs = tasks.texts.Inputs(named, lambda error: errors.append(str(error)))
+    found = tasks.classify(model, inputs, tokenizer=tokenizer)
+    assert [x.sequence for x in found] == ["a", "b"]
+    assert len(errors) == 1
+    assert errors[0].startswith("line 1 ")
+
+
 def test_characters_that_are_no_tokens(speller):
     model = eb.BartForConditionalGeneration.from_pretrained(eb.BUILTIN_MODEL)
     with pytest.raises(ValueError, match=r"sources\[0\] has characters .*: 'é' 'ï'"):
