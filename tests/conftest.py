@@ -63,20 +63,23 @@ def shared_data() -> pathlib.Path:
     return SHARED_DATA
 
 
+#: A BART small enough to test with, and lopsided, so that no two sizes are alike.
+SMALL = eb.BartConfig(
+    vocab_size=41,
+    max_position_embeddings=12,
+    d_model=24,
+    encoder_layers=1,
+    encoder_attention_heads=2,
+    encoder_ffn_dim=40,
+    decoder_layers=2,
+    decoder_attention_heads=4,
+    decoder_ffn_dim=36,
+)
+
+
 @pytest.fixture
 def config() -> eb.BartConfig:
-    """A BART small enough to test with, and lopsided, so that no two sizes are alike."""
-    return eb.BartConfig(
-        vocab_size=41,
-        max_position_embeddings=12,
-        d_model=24,
-        encoder_layers=1,
-        encoder_attention_heads=2,
-        encoder_ffn_dim=40,
-        decoder_layers=2,
-        decoder_attention_heads=4,
-        decoder_ffn_dim=36,
-    )
+    return SMALL
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import pytest
 import recorded_models
+from conftest import SMALL
 from held import held
 
 import eqx_bart as eb
@@ -40,21 +41,6 @@ def recorded(tmp_path_factory):
     return read
 
 
-SMALL = eb.BartConfig(
-    vocab_size=41,
-    max_position_embeddings=12,
-    d_model=24,
-    encoder_layers=1,
-    encoder_attention_heads=2,
-    encoder_ffn_dim=40,
-    decoder_layers=1,
-    decoder_attention_heads=4,
-    decoder_ffn_dim=36,
-    init_std=0.5,
-    id2label=["contradiction", "neutral", "entailment"],
-)
-
-
 @pytest.fixture(scope="session")
 def classifier():
     """A small model of entailment."""
@@ -68,5 +54,7 @@ def generator():
 
 
 def small(kind):
-    model = eqx.filter_jit(lambda key: kind(SMALL, key=key))(jax.random.key(0))
+    labels = ["contradiction", "neutral", "entailment"]
+    config = SMALL.updated(decoder_layers=1, init_std=0.5, id2label=labels)
+    model = eqx.filter_jit(lambda key: kind(config, key=key))(jax.random.key(0))
     return eqx.nn.inference_mode(model)
