@@ -29,7 +29,7 @@ import {name}
 
 unwanted = (
     *("transformers", "huggingface_hub", "tokenizers", "torch", "optax", "rich"),
-    *("matplotlib", "sentencex"),
+    *("matplotlib", "sentencex", "shtab"),
 )
 print(*(x for x in unwanted if x in sys.modules))
 print(len(decorated))

@@ -3,13 +3,13 @@
 import collections
 import dataclasses
 import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from ..generation.config import GenerationConfig
 from ..generation.output import GenerationOutput
@@ -34,8 +34,7 @@ class Answer:
     """A text that the model generates.
 
     `score` is its log-probability over its length in tokens to the power
-    `length_penalty`; `None` if that is not finite, or was not asked for by
-    `output_token_log_probs`.
+    `length_penalty`; `None` if it was not asked for by `output_token_log_probs`.
     """
 
     text: str
@@ -57,17 +56,11 @@ class Answerer:
         seed: int,
         picture: Path | None = None,
     ):
-        """`picture` is the file for a picture of the first answer.
-
-        **Raises** `InputError` if there is no such setting.
-        """
+        """`picture` is the file for a picture of the first answer."""
         if picture is not None:
             settings = settings | {"output_attentions": True}
         self._picture = picture
-        try:
-            self._config = model.generation_config.updated(None, settings)
-        except TypeError as error:
-            raise InputError(str(error)) from error
+        self._config = model.generation_config.updated(None, settings)
         self._model, self._tokenizer, self._settings = model, tokenizer, settings
         self._key = jax.random.key(seed)
         self._window = 0
@@ -121,14 +114,46 @@ class Answerer:
             answers |= zip(group, self._generate(group, draw), strict=True)
         return [answers[row] for row in rows]
 
+    def stream(self, row: Row) -> Iterator[str]:
+        """The parts of the answer to a row, each as soon as it is decided; joined, the text
+        of `answers`.
+
+        **Raises** `InputError` if the settings ask for more than one answer.
+        """
+        count = self._config.to_dict().get("num_return_sequences", 1)
+        if count > 1:
+            raise InputError(
+                f"--stream shows one text for each input, and num_return_sequences={count}"
+            )
+        ids, shown = list[int](), ""
+        key = self._key_of(row.draw)
+        steps = self._model.stream(np.asarray([row.ids]), key=key, **self._settings)
+        for (new,) in steps:
+            ids += new.tolist()
+            # A character may be several tokens: until it is whole, it is this one.
+            text = self._text(ids, unfinished="\ufffd")
+            if text.startswith(shown):
+                yield text[len(shown) :]
+                shown = text
+        yield self._text(ids)[len(shown) :]
+
+    def _text(self, ids: list[int], unfinished: str = "") -> str:
+        rows = np.asarray([ids], np.int32)
+        (text,) = self._tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return text.removesuffix(unfinished).strip()
+
+    def _key_of(self, draw: tuple[int, int]) -> PRNGKeyArray:
+        return functools.reduce(jax.random.fold_in, draw, self._key)
+
     def _generate(self, rows: Sequence[Row], draw: tuple[int, int]) -> list[list[Answer]]:
         input_ids = np.zeros((len(rows), max(len(row.ids) for row in rows)), np.int32)
         attention_mask = np.zeros(input_ids.shape, bool)
         for i, row in enumerate(rows):
             input_ids[i, : len(row.ids)] = row.ids
             attention_mask[i, : len(row.ids)] = True
-        key = functools.reduce(jax.random.fold_in, draw, self._key)
-        output = self._model.generate(input_ids, attention_mask, key=key, **self._settings)
+        output = self._model.generate(
+            input_ids, attention_mask, key=self._key_of(draw), **self._settings
+        )
         if self._picture is not None:
             write_picture(self._picture, self._tokenizer, rows[0].ids, output)
         texts = self._tokenizer.batch_decode(
@@ -151,4 +176,4 @@ def _scores(output: GenerationOutput, config: GenerationConfig) -> list[float | 
         num_new = np.asarray(output.lengths) - 1  # after the start token
         log_probs = np.asarray(output.token_log_probs, float)
         scores = np.sum(log_probs, axis=1) / num_new**power
-    return [x if math.isfinite(x) else None for x in np.asarray(scores).tolist()]
+    return np.asarray(scores).tolist()

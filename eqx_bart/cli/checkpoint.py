@@ -27,7 +27,8 @@ from ..models.causal_lm import BartForCausalLM
 from ..models.conditional_generation import BartForConditionalGeneration
 from ..models.question_answering import BartForQuestionAnswering
 from ..models.sequence_classification import BartForSequenceClassification
-from .common import InputError, progress_bar, report
+from .common import InputError, report
+from .progress import progress_bar
 from .tokenizer import load_tokenizer
 
 

@@ -1,11 +1,13 @@
 """What the commands share."""
 
-import functools
+import json
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress, ProgressColumn
+
+_IN_A_LINE = str.maketrans("\t\r\n", "   ")
 
 
 class InputError(Exception):
@@ -17,22 +19,19 @@ def report(message: object) -> None:
     print(f"eqx-bart: error: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def progress_bar(*columns: ProgressColumn) -> Progress:
-    """A progress bar on standard error, if that is a terminal; with columns after its
-    own."""
-    return Progress(
-        *Progress.get_default_columns(),
-        *columns,
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-        redirect_stdout=False,  # it would break lines; see `line_writer`
-        transient=True,
-    )
+def in_a_line(text: str) -> str:
+    """A text without what would end its line, or its column."""
+    return text.translate(_IN_A_LINE)
 
 
-def line_writer(progress: Progress) -> Callable[[str], None]:
-    """What writes a line to standard output: above the bar, where both are on a
-    terminal."""
-    if sys.stdout.isatty() and sys.stderr.isatty():
-        return functools.partial(progress.console.out, highlight=False)
-    return functools.partial(print, flush=True)
+def json_line(values: Mapping[str, Any]) -> str:
+    """An object of JSON, which has no numbers but finite ones: `null` for others."""
+    return json.dumps(_finite(values), ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(x) for name, x in value.items()}
+    return [_finite(x) for x in value] if isinstance(value, list | tuple) else value

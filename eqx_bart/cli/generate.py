@@ -1,31 +1,38 @@
 """`eqx-bart generate`: texts from each input."""
 
 import argparse
-import contextlib
 import itertools
-import json
-import math
 import secrets
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-import jax
-from rich.progress import Progress, ProgressColumn, Task
-from rich.text import Text
 
 from ..checkpoint.pretrained import BUILTIN_MODEL
 from ..models.conditional_generation import BartForConditionalGeneration
 from .answers import Answer, Answerer, Row
-from .common import InputError, line_writer, progress_bar, report
+from .common import in_a_line, InputError, json_line, report
 from .documents import open_output, Output, Window
-from .inputs import Input, open_inputs
+from .inputs import Input
+from .options import (
+    add_inputs,
+    add_running,
+    fields,
+    inputs_on_device,
+    natural,
+    NUM_SEEDS,
+    positive,
+    SEED,
+    SET,
+    settings,
+    TRUNCATE,
+)
 from .picture import check_picture
+from .progress import Bar, progress_bar, Rate
 from .tokenizer import load_tokenizer
 
 
-_NUM_SEEDS = 2**32  # JAX drops what is above
-_IN_A_LINE = str.maketrans("\t\r\n", "   ")
+#: The options that --stream does without.
+_NOT_STREAMED = ("output", "json", "picture")
 
 
 def add_generate(commands: Any) -> None:
@@ -42,14 +49,7 @@ def add_generate(commands: Any) -> None:
     )
     generate.set_defaults(run=_generate)
     add = generate.add_argument
-    add("inputs", nargs="*", metavar="WORD", help="an input; else lines from --input")
-    add("--input", metavar="FILE", help="lines to read; - is standard input, the default")
-    add(
-        "--field",
-        metavar="NAME",
-        help="the lines are JSON objects, with their text in this field; of a file named "
-        "*.jsonl they are, by default with the field text",
-    )
+    add_inputs(generate, "text")
     add(
         "--output",
         type=Path,
@@ -60,12 +60,12 @@ def add_generate(commands: Any) -> None:
     )
     add(
         "--process-index",
-        type=_natural,
+        type=natural,
         metavar="I",
         help="which of --process-count machines this is, from 0: each answers its share of "
         "the inputs, into an --output of its own",
     )
-    add("--process-count", type=_positive, metavar="N", help="how many machines there are")
+    add("--process-count", type=positive, metavar="N", help="how many machines there are")
     add(
         "--model",
         default=BUILTIN_MODEL,
@@ -81,16 +81,9 @@ def add_generate(commands: Any) -> None:
         "over its length in tokens to the power length_penalty",
     )
     add(
-        "--truncate",
+        "--stream",
         action="store_true",
-        help="cut inputs that are too long for the model, which are errors otherwise",
-    )
-    add(
-        "--seed",
-        type=_seed,
-        metavar="N",
-        help="what sampling starts from: the same texts for the same inputs in the same "
-        "order, whatever the batch size; without it others at each run",
+        help="show a text as it comes, one input after another",
     )
     add(
         "--picture",
@@ -99,107 +92,35 @@ def add_generate(commands: Any) -> None:
         help="for one input: draw which of its tokens each token of the answer attends to, "
         "in a file named *.png, *.svg or *.pdf",
     )
-    add("--device", help="where to run: cpu, gpu, tpu; JAX's choice by default")
-    add("--batch-size", type=_positive, default=32, metavar="N", help="inputs at a time")
-    add(
-        "--set",
-        action="append",
-        type=_setting,
-        default=[],
-        dest="settings",
-        metavar="NAME=VALUE",
-        help="a generation setting by its Hugging Face name, for instance "
-        "max_new_tokens=50; may be repeated",
-    )
-
-
-def _integer(text: str, least: int, most: float = math.inf) -> int:
-    with contextlib.suppress(ValueError):
-        if least <= (value := int(text)) <= most:
-            return value
-    bound = "or more" if most == math.inf else f"to {most}"
-    raise argparse.ArgumentTypeError(f"must be an integer, {least} {bound}, not {text!r}")
-
-
-def _positive(text: str) -> int:
-    return _integer(text, 1)
-
-
-def _natural(text: str) -> int:
-    return _integer(text, 0)
-
-
-def _seed(text: str) -> int:
-    return _integer(text, 0, _NUM_SEEDS - 1)
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError("must be NAME=VALUE")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"the value of {name} is not JSON") from None
-
-
-def _device(platform: str | None) -> contextlib.AbstractContextManager[Any]:
-    if platform is None:
-        return contextlib.nullcontext()
-    try:
-        return jax.default_device(jax.devices(platform)[0])
-    except RuntimeError:
-        raise InputError(f"there is no device {platform!r} here") from None
-
-
-class _Rate(ProgressColumn):
-    """How many inputs are answered in a second."""
-
-    def render(self, task: Task) -> Text:
-        rate = task.fields["num_done"] / task.elapsed if task.elapsed else 0
-        return Text(f"{rate:.3g} inputs/s", style="progress.data.speed")
-
-
-class _Bar:
-    """A bar over inputs, as long as the share of their total size that is done."""
-
-    def __init__(self, progress: Progress, total: int | None):
-        self._progress, self._num_done = progress, 0
-        self._task = progress.add_task("generating", total=total, num_done=0)
-        self.write_line = line_writer(progress)
-
-    def advance(self, sources: Collection[Input]) -> None:
-        self._num_done += len(sources)
-        size = sum(source.size for source in sources)
-        self._progress.update(self._task, advance=size, num_done=self._num_done)
-
-    def start_from(self, size: int) -> None:
-        """Starts anew, after inputs that take no time."""
-        self._num_done = 0
-        self._progress.reset(self._task, completed=size, num_done=0)
+    add_running(generate)
+    for name, option in (TRUNCATE, SEED, SET):
+        add(name, **option)
 
 
 def _generate(args: argparse.Namespace) -> int:
-    with (
-        _device(args.device),
-        open_inputs(args.inputs, args.input, _field(args)) as (inputs, total),
-        progress_bar(_Rate()) as progress,
-    ):
+    _check_stream(args)
+    with inputs_on_device(args) as (inputs, total):
         inputs, total = _share(args, inputs, total)
+        seed = secrets.randbelow(NUM_SEEDS) if args.seed is None else args.seed
+        if args.stream:
+            return _stream(args, inputs, _answerer(args, seed))
         if args.picture is not None:
             inputs = _only(args, inputs)
-        bar = _Bar(progress, total)
-        seed = secrets.randbelow(_NUM_SEEDS) if args.seed is None else args.seed
-        if args.output is None:
-            return _to_stdout(args, inputs, _answerer(args, seed), bar)
-        with open_output(args.output, _asked(args), seed) as output:
-            return _to_file(args, inputs, output, bar)
+        with progress_bar(Rate()) as progress:
+            bar = Bar(progress, total, "generating")
+            if args.output is None:
+                return _to_stdout(args, inputs, _answerer(args, seed), bar)
+            with open_output(args.output, _asked(args), seed) as output:
+                return _to_file(args, inputs, output, bar)
 
 
-def _field(args: argparse.Namespace) -> str | None:
-    if args.field is None and args.input is not None and args.input.endswith(".jsonl"):
-        return "text"
-    return args.field
+def _check_stream(args: argparse.Namespace) -> None:
+    for name in _NOT_STREAMED if args.stream else ():
+        if getattr(args, name):
+            raise InputError(
+                f"--stream shows a text before it is whole, and --{name} needs the whole: "
+                "give one of them"
+            )
 
 
 def _share(
@@ -232,17 +153,32 @@ def _only(args: argparse.Namespace, inputs: Iterable[Input]) -> list[Input]:
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
     """The options that decide what the output says."""
     model = "the built-in one" if args.model is BUILTIN_MODEL else args.model
-    options = {"--model": model, "--set": dict(args.settings), "--field": _field(args)}
-    names = ("json", "truncate", "seed", "process_index", "process_count")
+    (field,) = fields(args) or (None,)
+    options = {"--model": model, "--set": dict(args.settings), "--field": field}
+    options["--truncate"] = args.truncation
+    names = ("json", "seed", "process_index", "process_count")
     return options | {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
 
 
+def _stream(args: argparse.Namespace, inputs: Iterable[Input], answerer: Answerer) -> int:
+    is_all_well = True
+    for source in inputs:
+        rows, wrong = _rows(answerer, [source], truncate=args.truncation)
+        is_all_well &= not wrong
+        for _, row in rows:
+            print(in_a_line(source.text), end="\t", flush=True)
+            for part in answerer.stream(row):
+                print(in_a_line(part), end="", flush=True)
+            print(flush=True)
+    return 0 if is_all_well else 1
+
+
 def _to_stdout(
-    args: argparse.Namespace, inputs: Iterable[Input], answerer: Answerer, bar: _Bar
+    args: argparse.Namespace, inputs: Iterable[Input], answerer: Answerer, bar: Bar
 ) -> int:
     is_all_well = True
     for batch in _batched(inputs, args.batch_size):
-        rows, wrong = _rows(answerer, batch, truncate=args.truncate)
+        rows, wrong = _rows(answerer, batch, truncate=args.truncation)
         is_all_well &= not wrong
         answers = answerer.answers([row for _, row in rows])
         for (source, _), texts in zip(rows, answers, strict=True):
@@ -253,7 +189,7 @@ def _to_stdout(
 
 
 def _to_file(
-    args: argparse.Namespace, inputs: Iterable[Input], output: Output, bar: _Bar
+    args: argparse.Namespace, inputs: Iterable[Input], output: Output, bar: Bar
 ) -> int:
     unfinished = output.unfinished(inputs)
     if output.state.is_finished:
@@ -270,13 +206,13 @@ def _to_file(
 
 
 def _answer_window(
-    args: argparse.Namespace, window: Window, answerer: Answerer, output: Output, bar: _Bar
+    args: argparse.Namespace, window: Window, answerer: Answerer, output: Output, bar: Bar
 ) -> None:
     """Answers what is not answered yet, in batches of about one length, the longest
     first."""
     output.begin(window)
     columns = _columns(args)
-    rows, wrong = _rows(answerer, window.inputs, truncate=args.truncate)
+    rows, wrong = _rows(answerer, window.inputs, truncate=args.truncation)
     rows = [row for row in rows if row[0].number not in output.answered]
     known = output.answered.keys() | wrong.keys()
     bar.advance([source for source in window.inputs if source.number in known])
@@ -295,11 +231,11 @@ def _answer_window(
 
 
 def _answerer(args: argparse.Namespace, seed: int) -> Answerer:
-    settings = dict(args.settings)
+    given = settings(args.settings)
     if args.json:
-        settings["output_token_log_probs"] = True
+        given["output_token_log_probs"] = True
     model = BartForConditionalGeneration.from_pretrained(args.model)
-    return Answerer(model, load_tokenizer(args.model), settings, seed, args.picture)
+    return Answerer(model, load_tokenizer(args.model), given, seed, args.picture)
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -334,18 +270,16 @@ def _columns(args: argparse.Namespace) -> tuple[str, ...]:
 
 def _format(source: Input, answer: Answer, columns: tuple[str, ...]) -> str:
     if not columns:
-        return "\t".join(x.translate(_IN_A_LINE) for x in (source.text, answer.text))
+        return "\t".join(map(in_a_line, (source.text, answer.text)))
     fields = {
         "number": source.number,
         "input": source.text,
         "output": answer.text,
         "score": answer.score,
     }
-    return json.dumps({name: fields[name] for name in columns}, ensure_ascii=False)
+    return json_line({name: fields[name] for name in columns})
 
 
 def _format_error(number: int, error: str, columns: tuple[str, ...]) -> str:
     """The line of an input that cannot be read, among objects; none among others."""
-    if not columns:
-        return ""
-    return json.dumps({"number": number, "error": error}, ensure_ascii=False) + "\n"
+    return json_line({"number": number, "error": error}) + "\n" if columns else ""

@@ -9,7 +9,7 @@ import stat
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .common import InputError
 
@@ -23,15 +23,22 @@ WINDOW = 2048
 class Input:
     """A word of the command line, or a line that was read.
 
-    `name` is what reports call it, `size` its share of the total of `open_inputs`; `field`
-    is where its text is if it is a JSON object.
+    **Fields:**
+
+    - `name`: what reports call it.
+    - `size`: its share of the total of `open_inputs`.
+    - `names`: what its texts are called, one or more.
+    - `fields`: where the texts are, if it is a JSON object.
+    - `separator`: what is between them, if it is not.
     """
 
     name: str
     number: int
     size: int
     raw: bytes
-    field: str | None = None
+    names: Sequence[str]
+    fields: Sequence[str] | None = None
+    separator: str = "\t"
 
     @property
     def window(self) -> int:
@@ -40,13 +47,31 @@ class Input:
 
     @property
     def text(self) -> str:
-        """Raises `InputError` if there is none."""
-        text = self._decoded()
-        if self.field is not None:
-            text = _field(text, self.field)
-        if not text.strip():
-            raise InputError("is empty")
+        """Its only text; raises as `texts` does."""
+        (text,) = self.texts
         return text
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Raises `InputError` if they are not there."""
+        texts = self._parts()
+        if len(texts) != len(self.names):
+            raise InputError(
+                f"has {len(texts) - 1} tabulators: it must be a {self.names[0]}, a "
+                f"tabulator and a {self.names[1]}; or a JSON object, with --fields"
+            )
+        for name, text in zip(self.names, texts, strict=True):
+            if not text.strip():
+                raise InputError("is empty" if len(texts) == 1 else f"has an empty {name}")
+        return texts
+
+    def _parts(self) -> tuple[str, ...]:
+        text = self._decoded()
+        if self.fields is not None:
+            values = _object(text)
+            option = "--field" if len(self.fields) == 1 else "--fields"
+            return tuple([_field(values, name, option) for name in self.fields])
+        return (text,) if len(self.names) == 1 else tuple(text.split(self.separator))
 
     def _decoded(self) -> str:
         try:
@@ -56,17 +81,21 @@ class Input:
             raise InputError(f"is not UTF-8: byte {place} of it is 0x{byte:02x}") from None
 
 
-def _field(text: str, name: str) -> str:
+def _object(text: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"is not JSON: {getattr(error, 'msg', error)}") from None
     if not isinstance(values, dict):
         raise InputError(f"is not a JSON object, but a {type(values).__name__}")
+    return values
+
+
+def _field(values: dict[str, Any], name: str, option: str) -> str:
     if name not in values:
         names = ", ".join(map(repr, values)) or "none"
         raise InputError(
-            f"has no field {name!r}: name one of its fields, {names}, by --field"
+            f"has no field {name!r}: name one of its fields, {names}, by {option}"
         )
     value = values[name]
     if not isinstance(value, str):
@@ -81,11 +110,15 @@ def _field(text: str, name: str) -> str:
 
 @contextlib.contextmanager
 def open_inputs(
-    words: Sequence[str], file: str | None, field: str | None
+    words: Sequence[str],
+    file: str | None,
+    names: Sequence[str],
+    fields: Sequence[str] | None,
 ) -> Generator[tuple[Iterable[Input], int | None]]:
     """The words; or else the lines of a file, or of standard input, that are not blank.
-    Lines are read when they are wanted. They are JSON objects if there is a `field`,
-    in which their text is.
+    Lines are read when they are wanted. An input has a text for each of `names`: so many
+    words, or a line with tabulators between them, or, if there are `fields`, a JSON object
+    that has them there.
 
     **Returns** them and the total of their sizes, `None` if nothing tells it.
 
@@ -94,28 +127,42 @@ def open_inputs(
     if words:
         if file is not None:
             raise InputError(f"there are words and --input {file}: give one of them")
-        if field is not None:
-            raise InputError(f"words have no field {field!r}: give --input or a pipe")
-        yield _words(words), len(words)
+        if fields is not None:
+            raise InputError(f"words have no field {fields[0]!r}: give --input or a pipe")
+        found = _words(words, names)
+        yield found, len(found)
     elif file not in (None, "-"):
         with Path(file).open("rb") as stream:
-            yield _lines(stream, field), _size(stream)
+            yield _lines(stream, names, fields), _size(stream)
     elif sys.stdin.isatty():
         raise InputError("there is nothing to read: give words, --input or a pipe")
     else:
-        yield _lines(sys.stdin.buffer, field), _size(sys.stdin.buffer)
+        yield _lines(sys.stdin.buffer, names, fields), _size(sys.stdin.buffer)
 
 
-def _words(words: Sequence[str]) -> list[Input]:
-    return [Input(f"input {i}", i, 1, os.fsencode(w)) for i, w in enumerate(words, 1)]
+def _words(words: Sequence[str], names: Sequence[str]) -> list[Input]:
+    count = len(names)
+    if len(words) % count:
+        raise InputError(
+            f"the number of words is {len(words)}, and each input is {count} of them: "
+            f"{' and '.join(names)}"
+        )
+    found = list[Input]()
+    for number, first in enumerate(range(0, len(words), count), 1):
+        # No word has the separator in it, as no argument of a process has.
+        raw = b"\0".join(os.fsencode(word) for word in words[first : first + count])
+        found.append(Input(f"input {number}", number, 1, raw, names, separator="\0"))
+    return found
 
 
-def _lines(stream: BinaryIO, field: str | None) -> Iterator[Input]:
+def _lines(
+    stream: BinaryIO, names: Sequence[str], fields: Sequence[str] | None
+) -> Iterator[Input]:
     for number, line in enumerate(stream, 1):
         text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if text.strip():
             raw = text.rstrip(b"\r\n")
-            yield Input(f"line {number}", number, len(line), raw, field)
+            yield Input(f"line {number}", number, len(line), raw, names, fields)
 
 
 def _size(stream: BinaryIO) -> int | None:

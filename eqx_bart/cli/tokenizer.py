@@ -53,14 +53,16 @@ class PlainTokenizer:
 
 def load_tokenizer(checkpoint: str | Path) -> Any:
     """The tokenizer beside a checkpoint on this machine, or of a model on the Hugging Face
-    hub, from which its files are then in the cache.
+    hub, from which its files are then in the cache. It does what `PlainTokenizer` does.
 
     **Raises** `InputError` if there is none, or if it cannot be read.
     """
-    path = Path(checkpoint)
-    place = path.parent if path.is_file() else checkpoint
-    if (plain := _plain_tokenizer(Path(place))) is not None:
-        return plain
+    return _plain_tokenizer(Path(_place(checkpoint))) or full_tokenizer(checkpoint)
+
+
+def full_tokenizer(checkpoint: str | Path) -> Any:
+    """The same, with all that transformers' tokenizers do."""
+    path, place = Path(checkpoint), _place(checkpoint)
     # Otherwise transformers advises users without PyTorch to install it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
@@ -81,6 +83,12 @@ def load_tokenizer(checkpoint: str | Path) -> Any:
             f"{' or '.join(names)}, and there is none of them"
         )
     return tokenizer
+
+
+def _place(checkpoint: str | Path) -> str | Path:
+    """Where the files are that lie beside the weights."""
+    path = Path(checkpoint)
+    return path.parent if path.is_file() else checkpoint
 
 
 def _plain_tokenizer(directory: Path) -> PlainTokenizer | None:
