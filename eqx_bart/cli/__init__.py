@@ -25,6 +25,7 @@ eqx-bart COMMAND --help has the options of a command.
 examples:
   eqx-bart generate transformer equinox
   eqx-bart generate --model facebook/bart-large-cnn --stream < article.txt
+  eqx-bart summarise --model facebook/bart-large-cnn --input articles.jsonl
   eqx-bart classify "I liked it." --model ./my-classifier
   eqx-bart zero-shot "It ended in a draw." --labels politics sport \\
       --model facebook/bart-large-mnli
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (InputError, ValueError, OSError) as error:
+    except (InputError, ValueError, OSError, ModuleNotFoundError) as error:
         report(error)
         return 1
     except KeyboardInterrupt:

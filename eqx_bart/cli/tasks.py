@@ -45,6 +45,7 @@ class Command:
         otherwise what `columns` makes of it.
     - `options`: those of `function`, by the names of its arguments.
     - `texts`: what the texts of an input are called.
+    - `aliases`: its other names.
     """
 
     function: Callable[..., Any]
@@ -54,6 +55,7 @@ class Command:
     columns: Callable[[dict[str, Any]], Iterable[Any]]
     options: tuple[Option, ...] = ()
     texts: tuple[str, ...] = ("text",)
+    aliases: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -86,7 +88,10 @@ def add_tasks(commands: Any) -> None:
 
 def _add(commands: Any, command: Command) -> None:
     parser = commands.add_parser(
-        command.name, help=command.help, description=command.description
+        command.name,
+        aliases=command.aliases,
+        help=command.help,
+        description=command.description,
     )
     parser.set_defaults(run=functools.partial(_run, command))
     add_inputs(parser, *command.texts)
@@ -210,6 +215,12 @@ def _fillings(masks: tuple[tuple[tasks.Filling, ...], ...]) -> Iterator[dict[str
             yield {"mask": number, **vars(filling)}
 
 
+def _summary(found: tasks.Summary) -> Iterator[dict[str, Any]]:
+    names = ("start", "end", "summary_text")
+    windows = [{name: getattr(one, name) for name in names} for one in found.windows]
+    yield {"summary_text": found.summary_text, "windows": windows}
+
+
 def _infillings(found: tuple[tasks.Infilling, ...]) -> Iterator[dict[str, Any]]:
     for infilling in found:
         yield {**vars(infilling), "score": infilling.score}
@@ -233,6 +244,37 @@ _RANKING = (
     "label, its score, and so on."
 )
 COMMANDS = (
+    Command(
+        tasks.summarise,
+        help="write a summary of each text",
+        answers="The answer is a line: the text, a tabulator and its summary. A text that "
+        "is too long is read in windows, whose summaries are summarised.",
+        lines=_summary,
+        columns=operator.itemgetter("input", "summary_text"),
+        options=(
+            (
+                "--truncate",
+                {
+                    "action": "store_const",
+                    "const": "truncate",
+                    "default": "windows",
+                    "dest": "long",
+                    "help": "cut texts that are too long, rather than read them in windows",
+                },
+            ),
+            (
+                "--language",
+                {
+                    "default": "en",
+                    "metavar": "CODE",
+                    "help": "of the sentences, such as fr; en by default",
+                },
+            ),
+            SEED,
+            SET,
+        ),
+        aliases=("summarize",),
+    ),
     Command(
         tasks.classify,
         help="give each text the labels that a classifier was trained for",

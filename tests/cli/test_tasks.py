@@ -65,6 +65,12 @@ def checkpoints(tokenizer, tmp_path_factory):
 
 #: For each task: its head, options, inputs, and what the library answers to them.
 CASES = {
+    "summarise": (
+        "generation",
+        ["--set=num_beams=2", "--set=max_new_tokens=6"],
+        [("It rained.",), ("naïve",)],
+        {"num_beams": 2, "max_new_tokens": 6},
+    ),
     "classify": ("labels", ["--truncate"], [("I liked it.",), ("naïve",)], {}),
     "zero-shot": (
         "labels",
@@ -102,6 +108,10 @@ def expected(name, texts, found):
     """The objects of an answer, without the number."""
     if name in ("classify", "zero-shot"):
         return [{"input": texts[0], "labels": found.labels, "scores": found.scores}]
+    if name == "summarise":
+        windows = [{"start": 0, "end": len(texts[0]), "summary_text": found.summary_text}]
+        summary = {"summary_text": found.summary_text, "windows": windows}
+        return [{"input": texts[0]} | summary]
     if name == "score":
         values = {x: getattr(found, x) for x in ("sum", "mean", "token_log_probs")}
         return [{"source": texts[0], "target": texts[1]} | values]
@@ -146,7 +156,11 @@ def test_words_and_objects(name, checkpoints, tokenizer, capsys):
     for one, other in zip(objects, wanted, strict=True):
         assert one.keys() == other.keys()
         for key, value in other.items():
-            if isinstance(value, str) or value is None or key in ("labels", "fillings"):
+            if (
+                isinstance(value, str)
+                or value is None
+                or key in {"labels", "fillings", "windows"}
+            ):
                 assert one[key] == (list(value) if isinstance(value, tuple) else value)
             else:
                 assert one[key] == pytest.approx(value, rel=1e-5)
@@ -162,6 +176,7 @@ def columns(one):
         ("question", "answer", "score"),
         ("input", "token_str", "score", "sequence"),
         ("input", "sequence", "score"),
+        ("input", "summary_text"),
     ):
         if one.keys() >= {*names}:
             return [one[name] for name in names]
@@ -178,7 +193,8 @@ def test_wrong_lines_among_right_ones(
     first, second = ("\t".join(texts).encode() for texts in inputs)
     mask = b"<mask>" if b"<mask>" in first else b""
     more = b"\tx" * (len(inputs[0]) - 1)
-    lines = [first, b"d\xffg" + more, b"", mask + b"x" * 99 + more, second, b"</s>" + more]
+    long = b"<pad>" if name == "summarise" else mask + b"x" * 99 + more
+    lines = [first, b"d\xffg" + more, b"", long, second, b"</s>" + more]
     file = tmp_path / "lines.txt"
     file.write_bytes(b"\n".join(lines) + b"\n")
     options = [x for x in options if x != "--truncate"]
@@ -194,7 +210,8 @@ def test_wrong_lines_among_right_ones(
     errors = err.splitlines()
     assert [re.search(r"line (\d)", error)[1] for error in errors] == ["2", "4", "6"]
     assert "is not UTF-8" in errors[0]
-    assert re.search("has 1\\d\\d tokens|cannot be read in windows", errors[1])
+    said = "has 1\\d\\d tokens|cannot be read in windows|nothing but special"
+    assert re.search(said, errors[1])
     assert "nothing but special tokens" in errors[2]
     words = [word for texts in inputs for word in texts]
     assert main([name, *words, "--model", str(checkpoint), *options]) == 0
@@ -207,6 +224,20 @@ def test_wrong_lines_among_right_ones(
                 assert cell == re.sub("[\t\r\n]", " ", value)
             else:
                 assert float(cell) == pytest.approx(value, rel=1e-5)
+
+
+def test_a_long_text_is_read_in_windows(checkpoints, capsys, monkeypatch):
+    command = ["summarise", "One sentence. " * 7, "--set=max_new_tokens=6", "--json"]
+    command += ["--model", str(checkpoints["generation"])]
+    ends = []
+    for options in ([], ["--truncate"]):
+        assert main([*command, *options]) == 0
+        windows = json.loads(capsys.readouterr().out)["windows"]
+        ends.append([window["end"] for window in windows])
+    assert ends == [[55, 97], [62]]
+    monkeypatch.setitem(sys.modules, "sentencex", None)
+    assert main(command) == 1
+    assert "pip install 'eqx-bart[tasks]'" in capsys.readouterr().err
 
 
 def test_two_texts_of_an_input(checkpoints, capsys, tmp_path):
