@@ -8,7 +8,10 @@ from . import typechecking as _typechecking
 # Every annotation in these rooms, where arrays have shapes, is checked when a function is
 # called: under `jit`, while it is traced. `JAXTYPING_DISABLE=1` turns that off. What tasks
 # do with each text, outside `jit`, checks by itself: it would take five times as long.
-_TASKS = ("classification", "entailment", "masks", "question_answering", "scoring")
+_TASKS = (
+    *("classification", "entailment", "infilling", "masks", "minimum_bayes_risk"),
+    *("question_answering", "scoring", "summarisation"),
+)
 _CHECKED = [
     f"{__name__}.{x}"
     for x in ("nn", "generation", "models", "training", "sharding", "testing")
