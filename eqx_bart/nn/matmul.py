@@ -32,9 +32,14 @@ def dot_transposed(
     """
     if _is_half(x, weight):
         return _half_dot_transposed(x, weight)
+    return _full_dot_transposed(x, weight)
+
+
+def _full_dot_transposed(x: Array, weight: Array) -> Array:
+    """`dot_transposed` in float32 or better."""
     if x.shape[-2] > _FEW_ROWS:
-        return matmul(x, weight.mT)
-    return jax.lax.optimization_barrier(matmul(weight, x.mT)).mT
+        return _full_matmul(x, weight.mT)
+    return jax.lax.optimization_barrier(_full_matmul(weight, x.mT)).mT
 
 
 def matmul(
@@ -143,11 +148,11 @@ def _product_by_columns(x: Array, y: Array) -> Array:
 def _half_matmul(x: Array, y: Array) -> Array:
     """`matmul` in half precision, whose gradients are products in half precision too.
     JAX's own rule makes them float32, and twice as slow."""
-    return _with_rows(_product, x, y)
+    return _half_product(_product, _full_matmul, x, y)
 
 
 def _half_matmul_forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _with_rows(_product, x, y), (x, y)
+    return _half_product(_product, _full_matmul, x, y), (x, y)
 
 
 def _half_matmul_backward(
@@ -165,11 +170,11 @@ _half_matmul.defvjp(_half_matmul_forward, _half_matmul_backward)
 @jax.custom_vjp
 def _half_dot_transposed(x: Array, y: Array) -> Array:
     """`dot_transposed` in half precision, with gradients as `_half_matmul` has them."""
-    return _with_rows(_product_transposed, x, y)
+    return _half_product(_product_transposed, _full_dot_transposed, x, y)
 
 
 def _half_dot_transposed_forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _with_rows(_product_transposed, x, y), (x, y)
+    return _half_product(_product_transposed, _full_dot_transposed, x, y), (x, y)
 
 
 def _half_dot_transposed_backward(
@@ -182,6 +187,24 @@ def _half_dot_transposed_backward(
 
 
 _half_dot_transposed.defvjp(_half_dot_transposed_forward, _half_dot_transposed_backward)
+
+
+def _half_product(
+    half: Callable[[Array, Array], Array],
+    full: Callable[[Array, Array], Array],
+    x: Array,
+    y: Array,
+) -> Array:
+    """A product in half precision. CPUs have none in float16: XLA makes both operands
+    float32, a weight once before a loop, and a product that is made for float32 is the
+    fast one."""
+    if x.dtype != jnp.float16:
+        return _with_rows(half, x, y)
+
+    def in_float32(x: Array, y: Array) -> Array:
+        return full(x.astype(jnp.float32), y.astype(jnp.float32))
+
+    return jax.lax.platform_dependent(x, y, cpu=in_float32, default=half)
 
 
 def _half_gradient(x: Array, y: Array, ndim: int) -> Array:
