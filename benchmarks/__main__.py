@@ -42,7 +42,6 @@ class Part:
     script: str
     options: tuple[str, ...] = ()
     environments: tuple[str, ...] = (OLDEST, NEWEST)
-    has_rounds: bool = True
 
 
 ALL_DTYPES = ("--dtypes", "float32", "bfloat16", "int8")
@@ -56,6 +55,7 @@ PARTS = {
     "steps": Part("steps.py", ("--dtypes", "float32", "bfloat16", "float16", "int8")),
     "rows": Part("rows.py"),
     "drafts": Part("drafts.py"),
+    "tasks": Part("tasks.py"),
     "many": Part("many.py", ("--dtype", "int8", "--cache", "weights/many")),
     "startup": Part("startup.py", ("--cache", "weights/startup")),
     "load": Part("load.py", ("--cache", "weights/load")),
@@ -116,9 +116,7 @@ def measure(part: Part, python: str, directory: Path, rounds: int) -> Any:
     """What a benchmark writes of itself; `None` if it fails."""
     report = directory / "report.json"
     report.unlink(missing_ok=True)
-    options = [*part.options, "--json", str(report)]
-    if part.has_rounds:
-        options += ["--rounds", str(rounds)]
+    options = [*part.options, "--rounds", str(rounds), "--json", str(report)]
     command = [python, str(HERE / part.script), *options]
     print("+", " ".join([part.script, *options]), flush=True)
     subprocess.run(command, check=False, cwd=directory)  # noqa: S603, it is our own
