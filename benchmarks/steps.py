@@ -184,6 +184,7 @@ def main() -> None:
             took = step_seconds(model, rows, args.source, args.rounds)
             least = floor(args.size, dtype, rows, args.source, peak)
             found.append(Step(dtype, rows, 1000 * took, 1000 * least))
+            print(f"{dtype}, {rows} rows: {1000 * took:.1f} ms", flush=True)
     console = Console(width=100)
     console.print(table_of(found))
     console.print("\n".join(["Cliffs:", *(cliffs(found) or ["none"])]))
