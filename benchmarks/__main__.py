@@ -29,9 +29,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from .environments import environment
+
 
 HERE = Path(__file__).parent
-PEERS = ("torch==2.13.0", "ctranslate2", "matplotlib")
+PYTORCH, PEERS = "torch==2.13.0", ("ctranslate2", "matplotlib")
 OLDEST, NEWEST = "oldest", "newest"
 
 
@@ -94,24 +96,6 @@ def pythons() -> dict[str, str]:
     return {OLDEST: found[oldest], NEWEST: found[max(found)]}
 
 
-def environment(name: str, python: str, directory: Path, device: str) -> str:
-    """The interpreter of an environment, which is made unless it is there."""
-    place = directory / name
-    inside = place / "bin" / "python"
-    if not (place / "is_complete").exists():
-        shutil.rmtree(place, ignore_errors=True)
-        extras = "test" if device == "cpu" else "test,cuda13"
-        for command in (
-            [python, "-m", "venv", str(place)],
-            # PyTorch first and alone: a local or CPU build is what should be measured.
-            [str(inside), "-m", "pip", "install", "-q", PEERS[0]],
-            [str(inside), "-m", "pip", "install", "-q", f"{HERE.parent}[{extras}]", *PEERS],
-        ):
-            subprocess.run(command, check=True)  # noqa: S603, the command is our own
-        (place / "is_complete").touch()
-    return str(inside)
-
-
 def measure(part: Part, python: str, directory: Path, rounds: int) -> Any:
     """What a benchmark writes of itself; `None` if it fails."""
     report = directory / "report.json"
@@ -161,9 +145,10 @@ def main() -> None:
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "results.json"
     results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    device = "cuda" if has_gpu else "cpu"
+    package = f"{HERE.parent}[{'test,cuda13' if has_gpu else 'test'}]"
     inside = {
-        name: environment(name, python, directory, device)
+        # PyTorch first and alone: a local or CPU build is what should be measured.
+        name: environment(directory / name, python, [PYTORCH], [package, *PEERS])
         for name, python in pythons().items()
     }
     failed = list[str]()

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from generate import BFLOAT16, CT2, FLOAT32, GROWTH, HF, INT8, OURS
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator
 
 
 COLOURS = {OURS: "#0b7285", HF: "#e8590c", CT2: "#868e96"}
@@ -60,16 +62,9 @@ def beside(records: list[dict[str, Any]]) -> Figure:
         axes.tick_params(axis="y", labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
     subplots[0].set_ylabel("tokens/s", fontsize=8)
-    handles = [bars_of(colour) for colour in COLOURS.values()]
+    handles = [Patch(color=colour) for colour in COLOURS.values()]
     figure.legend(handles, COLOURS, loc="outside lower center", ncols=3, fontsize=8)
     return figure
-
-
-def bars_of(colour: str) -> Any:
-    """What stands for an engine in the legend."""
-    from matplotlib.patches import Patch
-
-    return Patch(color=colour)
 
 
 def title_of(case: str) -> str:
@@ -106,6 +101,8 @@ def growth(records: list[dict[str, Any]]) -> Figure:
         axes.set_yscale("log")
         axes.set_xticks(sizes, sizes)
         axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlabel(AXES[name], fontsize=8)
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)

@@ -20,7 +20,6 @@ import multiprocessing
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ import transformers
 from report import Comparison, write
 from rich.console import Console
 from rich.table import Table
+from timing import seconds
 
 import eqx_bart as eb
 
@@ -94,13 +94,6 @@ def both(
         )
         for kind, rows in itertools.product(("samples", "beams"), numbers)
     }
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    """How long a run takes."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def resident() -> float:

@@ -13,7 +13,6 @@ import argparse
 import gc
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from sizes import SIZES
+from timing import seconds
 from tokenizers import models, pre_tokenizers, processors, Tokenizer
 
 import eqx_bart as eb
@@ -158,13 +158,6 @@ def generation(size: str) -> dict[str, tuple[Scores, Scores]]:
         "score": (scores, scores_by_hand),
         "fill_mask": (fill, lambda x: by_hand(tokenizer, theirs, masked(x), best)),
     }
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    """How long a run takes."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def main() -> None:

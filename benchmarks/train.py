@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from environments import environment
 from report import Comparison, write
 from sizes import SIZES
 
@@ -353,18 +354,6 @@ def take(engine: str, process: subprocess.Popen[str]) -> dict[str, Any]:
     return json.loads(line)
 
 
-def flax_python(directory: Path) -> str:
-    """The interpreter of an environment with HF's Flax BART."""
-    python = directory / "bin" / "python"
-    if not python.exists():
-        for command in (
-            [sys.executable, "-m", "venv", str(directory)],
-            [str(python), "-m", "pip", "install", "--quiet", *FLAX_PACKAGES],
-        ):
-            subprocess.run(command, check=True)  # noqa: S603, the command is our own
-    return str(python)
-
-
 def rate(runs: list[dict[str, Any]]) -> float:
     """Tokens in a second, by the median time of each batch."""
     seconds, tokens = dict[int, list[float]](), dict[int, int]()
@@ -451,7 +440,9 @@ def main() -> None:
     warm: dict[str, list[dict[str, Any]]] = {}
     for engine in args.engines or (MIXED if args.mixed else UNIFORM):
         if engine != "HF Flax" or args.flax:
-            python = flax_python(args.flax) if engine == "HF Flax" else sys.executable
+            python = sys.executable
+            if engine == "HF Flax":
+                python = environment(args.flax, python, FLAX_PACKAGES)
             process = start(engine, python, args.threads, args.layers)
             warm[engine] = [take(engine, process)]
             for _ in range(warm[engine][0]["batches"]):  # compiles, and one more

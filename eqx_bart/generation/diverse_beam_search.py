@@ -46,7 +46,7 @@ class DiverseBeamSearch(AbstractStrategy):
     def scores(
         self, logits: Float[Array, "batch rows 1 vocab"]
     ) -> Float[Array, "batch rows 1 vocab"]:
-        return jax.nn.log_softmax(logits)
+        return self.groups[0].scores(logits)
 
     def choose(
         self,

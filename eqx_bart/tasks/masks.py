@@ -191,9 +191,10 @@ class _FillMask(AbstractTask[Row, tuple[tuple[Filling, ...], ...]]):
         for ids, result in self.predictions(function, found, "Filling"):
             scores, tokens = result if self.choices is None else self._ranked(result)
             places = [i for i, token in enumerate(ids) if token == mask]
+            is_only = len(places) == 1
             yield tuple(
                 [
-                    self._fillings(ids, place, len(places) == 1, scores[i], tokens[i])
+                    self._fillings(ids, place, scores[i], tokens[i], is_only=is_only)
                     for i, place in enumerate(places)
                 ]
             )
@@ -211,9 +212,10 @@ class _FillMask(AbstractTask[Row, tuple[tuple[Filling, ...], ...]]):
         self,
         ids: list[int],
         place: int,
-        is_only: bool,  # noqa: FBT001
         scores: Float[np.ndarray, " top_k"],
         tokens: Integer[np.ndarray, " top_k"],
+        *,
+        is_only: bool,
     ) -> tuple[Filling, ...]:
         decode = self.reader.tokenizer.decode
         fillings = list[Filling]()

@@ -234,23 +234,17 @@ class _Answers(AbstractTask[list[Row], tuple[Answer, ...]]):
     def read(self, one: Named) -> list[Row]:
         for name, text in zip(*one, strict=True):
             self.reader.check(name, text)
+        encoded = self.reader.tokenized(
+            f"{one.names[0]} and {one.names[1]} cannot be read in windows of "
+            f"{self.sizes['max_length']} tokens that share {self.sizes['stride']}",
+            *one.values,
+            truncation="only_second",
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            **self.sizes,
+        )
         context = one.values[1]
-        try:
-            encodings = self.reader.tokenizer(
-                *one.values,
-                truncation="only_second",
-                return_overflowing_tokens=True,
-                return_offsets_mapping=True,
-                verbose=False,
-                **self.sizes,
-            ).encodings
-        except Exception as error:  # of the tokenizer, about what it was given
-            raise ValueError(
-                f"{one.names[0]} and {one.names[1]} cannot be read in windows of "
-                f"{self.sizes['max_length']} tokens that share {self.sizes['stride']}: "
-                f"{error}"
-            ) from error
-        return [self._row(one.names, _Window(context, x)) for x in encodings]
+        return [self._row(one.names, _Window(context, x)) for x in encoded.encodings]
 
     def _row(self, names: tuple[str, ...], window: _Window) -> Row:
         is_context = [int(i == 1) for i in window.encoding.sequence_ids]

@@ -85,7 +85,8 @@ class Reader:
         cut: dict[str, Any] = {}
         if may_cut and self.truncate_to is not None:
             cut = {"truncation": "only_first", "max_length": self.truncate_to}
-        ids = self._tokenized(name, text, pair, cut)
+        failure = f"{name} cannot be read by the tokenizer"
+        ids = self.tokenized(failure, text, pair, **cut)["input_ids"]
         if self._special.unknown in ids:
             self._check_unknown(name, text + (pair or ""))
         return ids
@@ -121,13 +122,15 @@ class Reader:
                 f"{' '.join(map(repr, unknown))}."
             )
 
-    def _tokenized(
-        self, name: str, text: str, pair: str | None, cut: Mapping[str, Any]
-    ) -> list[int]:
+    def tokenized(self, failure: str, *texts: str | None, **options: Any) -> Any:
+        """What the tokenizer makes of a text, or of a pair.
+
+        **Raises** `ValueError` if it fails, which says `failure` and why.
+        """
         try:
-            return self.tokenizer(text, pair, verbose=False, **cut)["input_ids"]
+            return self.tokenizer(*texts, verbose=False, **options)
         except Exception as error:  # of the tokenizer, about what it was given
-            raise ValueError(f"{name} cannot be read by the tokenizer: {error}") from error
+            raise ValueError(f"{failure}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,7 +63,7 @@ def random_text(rng):
 
 @pytest.mark.parametrize("seed", with_slow(*range(4), slow=range(200)))
 def test_nothing_is_lost(seed, tokenizer):
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     for _ in range(10):
         text, most = random_text(rng), rng.choice((24, 64, 200))
         prefix = rng.choice(("", " ", "summarize: "))
@@ -80,7 +80,7 @@ def test_nothing_is_lost(seed, tokenizer):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_sentences_and_tokens_stay_whole(seed, tokenizer):
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     sentences = [
         "So " + " ".join(rng.choices(WORDS[:2] + WORDS[9:14], k=rng.randint(1, 15))) + "."
         for _ in range(60)
@@ -131,7 +131,7 @@ def smallest(sizes, number):
 
 
 def test_partitions_are_the_best():
-    rng = random.Random(0)  # noqa: S311
+    rng = random.Random(0)
     for _ in range(300):
         sizes = rng.choices(range(10), k=rng.randint(1, 9))
         most = rng.randint(max(*sizes, 1), 25)
