@@ -1,6 +1,7 @@
 """Summaries of texts, of any length."""
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,7 +55,8 @@ class Summary:
     - `source`: what it is the summary of.
     - `windows`: the parts in which the source was read: one, unless it was too long.
     - `merged`: if there are more, the summary of their summaries, joined by spaces; this is
-        the summary of the source. `None` for one window.
+        the summary of the source. `None` for one window, and if these are too long to
+        become fewer windows: the summary is then the joined ones, and its ids are theirs.
     """
 
     summary_text: str
@@ -99,7 +101,8 @@ def summarise(
     - `long`: what becomes of a text that is longer than the model reads. `"windows"`: it is
         read in windows, as few as possible and of about one length, which begin and end
         with a sentence. Their summaries, joined, are summarised as a text of their own, if
-        need be in windows again, until there is one summary. `"truncate"`: only its
+        need be in windows again, until there is one summary; those that do not get shorter
+        are the summary as they are, with a warning. `"truncate"`: only its
         beginning is read. `"error"`: it is an error. By default, windows and a warning.
     - `language`: the code of the language whose sentences are looked for, such as `"fr"`.
     - `batch_size`: how many windows are summarised at the same time.
@@ -111,9 +114,8 @@ def summarise(
 
     **Raises** `TypeError` or `ValueError` if a text is empty or has nothing but special
     tokens, or cannot be cut to windows, and says which: before anything is computed, except
-    for iterators. Also if the tokenizer is another model's, if a setting is impossible, and
-    if the summaries of a text's windows are no shorter than the text. `ModuleNotFoundError`
-    if a text is to be cut, and sentencex is not installed.
+    for iterators. Also if the tokenizer is another model's, or if a setting is impossible.
+    `ModuleNotFoundError` if a text is to be cut, and sentencex is not installed.
 
     Source: HF's `SummarizationPipeline`. That of transformers 4.57 has its 256 tokens and
     its 4 beams override what the model's `generation_config` says of `max_new_tokens` and
@@ -245,29 +247,38 @@ class _Summarise(AbstractTask[_Read, Summary]):
         return text, tuple(on_host(output.sequences)[0, :length].tolist())
 
     def _joined(self, source: _Read, parts: tuple[Window, ...]) -> _Read | None:
-        """The summaries of the windows, as a source; `None` if there is nothing to merge.
-
-        **Raises** `ValueError` if they take as many windows.
-        """
-        texts = [part.summary_text.strip() for part in parts]
-        text = " ".join(filter(None, texts))
+        """The summaries of the windows, as a source; `None` if there is nothing to merge,
+        or if they take as many windows."""
+        text = _joined_text(parts)
         if len(parts) == 1 or not text:
             return None
         name = f"the summaries of {source.name}"
         joined = self._cut(name, text, self.reader.ids(name, self.prefix + text))
         if len(joined.windows) < len(parts):
             return joined
-        raise ValueError(
+        warnings.warn(
             f"The summaries of the {len(parts)} windows of {source.name} have "
             f"{joined.num_tokens} tokens, which take {len(joined.windows)} windows: they "
-            "do not become one. A smaller max_new_tokens makes them shorter, and "
-            "long='truncate' does without."
+            "do not become one, and are joined. A smaller max_new_tokens makes them "
+            "shorter, and long='truncate' does without.",
+            stacklevel=2,
         )
+        return None
 
 
 def _summary(source: Any, parts: tuple[Window, ...], merged: Summary | None) -> Summary:
-    best = parts[0] if merged is None else merged
+    best = merged
+    if best is None and len(parts) == 1:
+        (best,) = parts
+    if best is None:
+        ids = itertools.chain.from_iterable(part.summary_token_ids for part in parts)
+        return Summary(_joined_text(parts), tuple(ids), source, parts)
     return Summary(best.summary_text, best.summary_token_ids, source, parts, merged)
+
+
+def _joined_text(parts: tuple[Window, ...]) -> str:
+    texts = [part.summary_text.strip() for part in parts]
+    return " ".join(filter(None, texts))
 
 
 def _of_task(model: BartForConditionalGeneration) -> tuple[GenerationConfig, str]:
