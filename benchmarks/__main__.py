@@ -147,8 +147,9 @@ def main() -> None:
     results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     package = f"{HERE.parent}[{'test,cuda13' if has_gpu else 'test'}]"
     inside = {
-        # PyTorch first and alone: a local or CPU build is what should be measured.
-        name: environment(directory / name, python, [PYTORCH], [package, *PEERS])
+        # PyTorch first and alone: a local or CPU build is what should be measured. Ours
+        # editable: what is measured is what is there now, not what was at the first time.
+        name: environment(directory / name, python, [PYTORCH], ["-e", package, *PEERS])
         for name, python in pythons().items()
     }
     failed = list[str]()
