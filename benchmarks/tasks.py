@@ -52,10 +52,11 @@ def tokenizer_of_words() -> Any:
 
 
 def texts_of(count: int, middle: int, seed: int) -> list[str]:
-    """Random words."""
+    """Random words, each once in a text: what stands twice is one answer to a question."""
     rng = np.random.default_rng(seed)
     lengths = np.clip(rng.lognormal(np.log(middle), 0.7, count).astype(int), 4, 500)
-    return [" ".join(f"w{i}" for i in rng.integers(0, NUM_WORDS, n)) for n in lengths]
+    words = [rng.choice(NUM_WORDS, n, replace=False) for n in lengths]
+    return [" ".join(f"w{i}" for i in row) for row in words]
 
 
 def both(kind: str, size: str) -> tuple[Any, Any, Any]:
@@ -119,7 +120,7 @@ def classification(size: str) -> dict[str, tuple[Scores, Scores]]:
 
 
 def generation(size: str) -> dict[str, tuple[Scores, Scores]]:
-    """`score`, of targets a quarter as long, and `fill_mask`."""
+    """`score`, of targets a quarter as long, `fill_mask` and `summarise`."""
     tokenizer, theirs, ours = both("BartForConditionalGeneration", size)
     options: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": BATCH}
 
@@ -154,10 +155,64 @@ def generation(size: str) -> dict[str, tuple[Scores, Scores]]:
         is_mask = inputs["input_ids"] == tokenizer.mask_token_id
         return model(**inputs).logits[is_mask].softmax(-1).topk(5).values[:, 0]
 
+    # Both count the start token, and as many tokens are made of each text.
+    settings = {"num_beams": 4, "min_length": 17, "max_length": 17}
+
+    def summaries(texts: Sequence[str]) -> list[float]:
+        found = eb.tasks.summarise(ours, texts, **options, **settings)
+        return [float(sum(x.summary_token_ids)) for x in found]
+
+    def generated(model: Any, **inputs: torch.Tensor) -> torch.Tensor:
+        return model.generate(**inputs, **settings).sum(-1).double()
+
     return {
         "score": (scores, scores_by_hand),
         "fill_mask": (fill, lambda x: by_hand(tokenizer, theirs, masked(x), best)),
+        "summarise, 16 tokens": (
+            summaries,
+            lambda x: by_hand(tokenizer, theirs, x, generated),
+        ),
     }
+
+
+def question_answering(size: str) -> dict[str, tuple[Scores, Scores]]:
+    """`answer`, of contexts that are one window each."""
+    tokenizer, theirs, ours = both("BartForQuestionAnswering", size)
+    longest, window = 15, 512
+    question = "w1 w2 w3 ?"
+    names = {"max_answer_len": longest, "max_seq_len": window, "align_to_words": False}
+
+    def answers(texts: Sequence[str]) -> list[float]:
+        found = eb.tasks.answer(
+            ours,
+            [question] * len(texts),
+            texts,
+            tokenizer=tokenizer,
+            batch_size=BATCH,
+            **names,
+        )
+        return [x.score for (x,) in found]
+
+    def best_span(model: Any, **inputs: torch.Tensor) -> torch.Tensor:
+        output = model(**inputs)
+        # After <s>, the question, </s> and </s>, up to the last </s>.
+        place = torch.arange(inputs["input_ids"].shape[1])
+        last = inputs["attention_mask"].sum(-1, keepdim=True) - 1
+        is_context = (place >= len(question.split()) + 3) & (place < last)
+        # As in HF's pipeline, <s> has a share of the probability, for no answer.
+        start, end = (
+            logits.masked_fill(~is_context & (place > 0), -torch.inf).softmax(-1)
+            * is_context
+            for logits in (output.start_logits, output.end_logits)
+        )
+        spans = (start[:, :, None] * end[:, None]).triu().tril(longest - 1)
+        return spans.flatten(1).amax(-1)
+
+    def answers_by_hand(texts: Sequence[str]) -> list[float]:
+        pairs = [(question, text) for text in texts]
+        return by_hand(tokenizer, theirs, pairs, best_span)
+
+    return {"answer": (answers, answers_by_hand)}
 
 
 def main() -> None:
@@ -177,7 +232,7 @@ def main() -> None:
     for name in ("task", "ours", "HF by hand", "ours/HF", "ours at first"):
         table.add_column(name, justify="left" if name == "task" else "right")
     found, compared = dict[str, Any](), list[Comparison]()
-    for cases in (classification, generation):
+    for cases in (classification, generation, question_answering):
         for task, ways in cases(args.size).items():
             first = seconds(lambda ways=ways: ways[0](texts))
             np.testing.assert_allclose(ways[0](texts), ways[1](texts), rtol=1e-3)

@@ -21,6 +21,7 @@ from .options import (
     add_inputs,
     add_running,
     inputs_on_device,
+    natural,
     NUM_SEEDS,
     Option,
     positive,
@@ -379,6 +380,24 @@ COMMANDS = (
         options=(
             _count("--top-k", 1, "how many answers"),
             _count("--max-answer-len", 15, "how many tokens an answer may have"),
+            (
+                "--max-seq-len",
+                {
+                    "type": positive,
+                    "metavar": "N",
+                    "help": "how many tokens a window has, the question included; 384 by "
+                    "default, or as many as the model reads",
+                },
+            ),
+            (
+                "--doc-stride",
+                {
+                    "type": natural,
+                    "metavar": "N",
+                    "help": "how many tokens two windows share; 128 by default, or half a "
+                    "window",
+                },
+            ),
             (
                 "--no-answer",
                 {

@@ -3,6 +3,7 @@
 from typing import Any, TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Integer
 
 from ..generation.output import GenerationOutput
 from ..nn.processes import on_host
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
 _GAP = 2  # columns between a token and the next
 
 
-def plot_beams(output: GenerationOutput, tokenizer: Any, *, row: int = 0) -> "Figure":
+def plot_beams(
+    output: GenerationOutput,
+    tokenizer: Any,
+    *,
+    row: int = 0,
+    num_return_sequences: int | None = None,
+) -> "Figure":
     """Draws the answers that beam search gave to an input, as a tree: what they begin with
     in common is drawn once.
 
@@ -38,13 +45,16 @@ def plot_beams(output: GenerationOutput, tokenizer: Any, *, row: int = 0) -> "Fi
     - `output`: what `generate` returns with `num_beams`, `output_token_log_probs=True`, and
         `num_return_sequences` for the number of answers.
     - `tokenizer`: one of transformers'; its `convert_ids_to_tokens` is used.
-    - `row`: a row of the output; drawn are all answers to the same input, or with groups
-        of beams, those of the same group.
+    - `row`: a row of the output; drawn are all answers to the same input.
+    - `num_return_sequences`: how many answers an input has, as `generate` was told. By
+        default those that come from one beam, which with `num_beam_groups` are the answers
+        of one group.
 
     **Returns** a figure of matplotlib, which has a `savefig`.
 
-    **Raises** `ValueError` if the output lacks what is drawn; `ImportError` without
-    matplotlib, which is in the extra `plot`.
+    **Raises** `ValueError` if the output lacks what is drawn, or has no such row, or not as
+    many answers to each input; `ImportError` without matplotlib, which is in the extra
+    `plot`.
     """
     require_matplotlib()
     if output.beam_indices is None or output.sequences_scores is None:
@@ -54,8 +64,7 @@ def plot_beams(output: GenerationOutput, tokenizer: Any, *, row: int = 0) -> "Fi
     first_beams = on_host(output.beam_indices)[:, 0]
     if not -len(first_beams) <= row < len(first_beams):
         raise ValueError(f"There is no row {row}: there are {len(first_beams)}.")
-    # Of the beams of an input, or of a group, only the first goes on from the prompt.
-    rows = np.flatnonzero(first_beams == first_beams[row])
+    rows = _rows(first_beams, row, num_return_sequences)
     log_probs = on_host(output.token_log_probs)[rows].astype(np.float32)
     begin = output.sequences.shape[1] - log_probs.shape[1]
     sequences = on_host(output.sequences)[rows].tolist()
@@ -65,6 +74,21 @@ def plot_beams(output: GenerationOutput, tokenizer: Any, *, row: int = 0) -> "Fi
     texts = [labels(tokenizer.convert_ids_to_tokens([*x])) for x in answers]
     scores = [f"{x:.2f}" for x in on_host(output.sequences_scores)[rows].tolist()]
     return _draw(root, answers, texts, log_probs, scores)
+
+
+def _rows(
+    first_beams: Integer[np.ndarray, " rows"], row: int, num_return_sequences: int | None
+) -> Integer[np.ndarray, " answers"]:
+    """The rows of the answers to the input that `row` answers."""
+    if num_return_sequences is None:
+        # Of the beams of an input, or of a group, only the first goes on from the prompt.
+        return np.flatnonzero(first_beams == first_beams[row])
+    rows = np.arange(len(first_beams))
+    if num_return_sequences < 1 or len(rows) % num_return_sequences:
+        raise ValueError(
+            f"num_return_sequences={num_return_sequences}: the output has {len(rows)} rows."
+        )
+    return rows.reshape(-1, num_return_sequences)[rows[row] // num_return_sequences]
 
 
 def _draw(

@@ -97,9 +97,18 @@ CASES = {
     ),
     "answer": (
         "spans",
-        ["--top-k", "3", "--no-answer", "--max-answer-len", "4"],
+        [
+            *["--top-k=3", "--no-answer", "--max-answer-len=4"],
+            *["--max-seq-len=20", "--doc-stride=0"],
+        ],
         [("Who?", "Anna did."), ("Where?", "In Zürich, in 1907.")],
-        {"top_k": 3, "handle_impossible_answer": True, "max_answer_len": 4},
+        {
+            "top_k": 3,
+            "handle_impossible_answer": True,
+            "max_answer_len": 4,
+            "max_seq_len": 20,
+            "doc_stride": 0,
+        },
     ),
 }
 

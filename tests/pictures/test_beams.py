@@ -82,6 +82,20 @@ def test_the_tree_has_the_answers(row, output, tokenizer):
     assert is_whole(figure)
 
 
+@pytest.mark.parametrize("row", [0, 3, 5, -1])
+def test_groups_of_beams(row):
+    """Each group has a beam that goes on from the prompt: a tree has the answers of all."""
+    answers = [[1, 9], [2, 9], [3, 9], [4, 9], [5, 9], [6, 9], [7, 9], [8, 9]]
+    beams = jnp.array([0, 2, 0, 2, 4, 6, 6, 4])[:, None].repeat(2, axis=1)
+    output = made(*answers, beam_indices=beams)
+    figure = eb.plot_beams(output, Letters(), row=row, num_return_sequences=4)
+    found = sorted(text for text, _ in tokens(figure).values())
+    letters = "abcd" if row in {0, 3} else "efgh"
+    assert found == sorted(["<s>", *["</s>"] * 4, *(f"␣{x}" for x in letters)])
+    one_group = eb.plot_beams(output, Letters(), row=row)
+    assert len(tokens(one_group)) == 1 + 2 * 2
+
+
 class Letters:
     """A tokenizer whose tokens are letters."""
 
@@ -151,3 +165,10 @@ def test_a_long_answer():
 def test_what_is_missing(fields, row, message):
     with pytest.raises(ValueError, match=message):
         eb.plot_beams(made([1, 9], **fields), Letters(), row=row)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_another_number_of_answers(count):
+    message = f"num_return_sequences={count}: the output has 3 rows"
+    with pytest.raises(ValueError, match=message):
+        eb.plot_beams(made([1, 9], [2, 9], [3, 9]), Letters(), num_return_sequences=count)
