@@ -156,7 +156,7 @@ def generation(size: str) -> dict[str, tuple[Scores, Scores]]:
         return model(**inputs).logits[is_mask].softmax(-1).topk(5).values[:, 0]
 
     # Both count the start token, and as many tokens are made of each text.
-    settings = {"num_beams": 4, "min_length": 17, "max_length": 17}
+    settings: dict[str, Any] = {"num_beams": 4, "min_length": 17, "max_length": 17}
 
     def summaries(texts: Sequence[str]) -> list[float]:
         found = eb.tasks.summarise(ours, texts, **options, **settings)
@@ -180,7 +180,7 @@ def question_answering(size: str) -> dict[str, tuple[Scores, Scores]]:
     tokenizer, theirs, ours = both("BartForQuestionAnswering", size)
     longest, window = 15, 512
     question = "w1 w2 w3 ?"
-    names = {"max_answer_len": longest, "max_seq_len": window, "align_to_words": False}
+    names: dict[str, Any] = {"max_answer_len": longest, "max_seq_len": window, "align_to_words": False}
 
     def answers(texts: Sequence[str]) -> list[float]:
         found = eb.tasks.answer(
