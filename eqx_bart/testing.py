@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
@@ -15,6 +14,7 @@ from .generation.mixin import GenerationMixin
 from .generation.slots import NewTokens
 from .models.language_model import LanguageModel
 from .nn.layer import Show
+from .nn.processes import on_host
 
 
 #: A pass without a cache, from the decoder's tokens, `[batch, length]`, to logits.
@@ -57,7 +57,7 @@ def check_decoding(
     inputs = model.encode_source(call.inputs)
     reference = eqx.filter_jit(uncached or _uncached(model, inputs))
     ids = _random_ids(model, inputs, num_tokens, seed)
-    expected = reference(ids)
+    expected = on_host(reference(jnp.asarray(ids)))
     for sizes in ([1] * num_tokens, [num_tokens], _uneven(num_tokens)):
         logits = _cached(model, inputs, ids, sizes)
         _compare(
@@ -82,12 +82,12 @@ def _without_settings(model: Any) -> Any:
 
 def _random_ids(
     model: GenerationMixin, inputs: GenerationInputs, length: int, seed: int
-) -> Integer[Array, "batch length"]:
+) -> Integer[np.ndarray, "batch length"]:
     """The last token of each prompt, then random tokens."""
-    prompt = np.maximum(np.asarray(inputs.prompt), 0)[:, -1:]
+    prompt = np.maximum(on_host(inputs.prompt), 0)[:, -1:]
     rng = np.random.default_rng(seed)
     drawn = rng.integers(model.vocab_size, size=(len(prompt), length - 1))
-    return jnp.asarray(np.concatenate([prompt, drawn], axis=1), jnp.int32)
+    return np.concatenate([prompt, drawn], axis=1).astype(np.int32)
 
 
 def _uneven(length: int) -> list[int]:
@@ -115,52 +115,56 @@ def _uncached(model: GenerationMixin, inputs: GenerationInputs) -> Uncached:
 
 
 def _calls(
-    ids: Integer[Array, "batch length"],
+    ids: Integer[np.ndarray, "batch length"],
     sizes: Sequence[int],
-    first: Integer[Array, " batch"] | None = None,
+    first: Integer[np.ndarray, " batch"] | None = None,
 ) -> Iterator[NewTokens]:
     """The new tokens of each call, if the calls decode `sizes` tokens; `first` is the slot
     of the first token of each row, by default 0."""
     batch, length = ids.shape
-    num_slots = length if first is None else length + int(first.max())
-    start, slots = 0, jnp.arange(num_slots, dtype=jnp.int32)
+    begin = np.zeros(batch, np.int32) if first is None else first
+    own = np.arange(length + begin.max())[None] - begin[:, None]
+    start, as_jax = 0, jnp.asarray
     for size in sizes:
         tokens = ids[:, start : start + size]
-        positions = jnp.arange(start, start + size, dtype=jnp.int32)
-        positions = jnp.broadcast_to(positions, tokens.shape)
-        begin = jnp.zeros(batch, jnp.int32) if first is None else first
-        own = slots[None] - begin[:, None]
+        positions = np.arange(start, start + size, dtype=np.int32)
+        positions = np.broadcast_to(positions, tokens.shape)
         mask = (own >= 0)[:, None] & (own[:, None] <= positions[..., None])
-        first_slot = jnp.asarray(start) if first is None else first + start
-        yield NewTokens(tokens, positions, mask[:, None], first_slot)
+        first_slot = np.int32(start) if first is None else first + np.int32(start)
+        yield NewTokens(
+            as_jax(tokens), as_jax(positions), as_jax(mask[:, None]), as_jax(first_slot)
+        )
         start += size
 
 
 def _cached(
     model: GenerationMixin,
     inputs: GenerationInputs,
-    ids: Integer[Array, "batch length"],
+    ids: Integer[np.ndarray, "batch length"],
     sizes: Sequence[int],
     *,
     drafts: bool = False,
-) -> Float[Array, "batch length vocab"]:
+) -> Float[np.ndarray, "batch length vocab"]:
     """The logits, decoded `sizes` tokens at a time with a cache; with `drafts`, each time
     after other tokens in the same slots, which are not the same for all rows."""
-    step, logits = eqx.filter_jit(model.generation_step), list[Array]()
-    first = jnp.arange(len(ids), dtype=jnp.int32) if drafts else None
+    step, logits = eqx.filter_jit(model.generation_step), list[np.ndarray]()
+    first = np.arange(len(ids), dtype=np.int32) if drafts else None
     num_slots = ids.shape[1] + (len(ids) - 1 if drafts else 0)
     cache = model.init_generation_cache(inputs, 1, num_slots)
     for new in _calls(ids, sizes, first):
         if drafts:
-            wrong = (new.ids + 1) % model.vocab_size
+            wrong = jnp.asarray((on_host(new.ids) + 1) % model.vocab_size)
             cache = step(eqx.tree_at(lambda x: x.ids, new, wrong), cache)[2]
         decoded, _, cache = step(new, cache)
-        logits.append(decoded)
-    return jnp.concatenate(logits, axis=1)
+        logits.append(on_host(decoded))
+    return np.concatenate(logits, axis=1)
 
 
 def _compare(
-    found: Array, expected: Array, what: str, where: Callable[[], str] = lambda: ""
+    found: np.ndarray,
+    expected: np.ndarray,
+    what: str,
+    where: Callable[[], str] = lambda: "",
 ) -> None:
     """Checks that two arrays agree, `[batch, length, ...]`."""
     if found.shape != expected.shape:
@@ -169,7 +173,7 @@ def _compare(
             f"{list(expected.shape)}."
         )
     tolerance = _TOLERANCES[str(expected.dtype)]
-    a, b = (np.asarray(x, np.float64) for x in (found, expected))
+    a, b = found.astype(np.float64), expected.astype(np.float64)
     finite = np.isfinite(b)
     limit = tolerance * np.max(np.abs(b[finite]), initial=np.finfo(float).tiny)
     differs = ~((np.abs(a - b) <= limit) | (a == b))
@@ -186,7 +190,7 @@ def _compare(
 def _first_layer(
     model: GenerationMixin,
     inputs: GenerationInputs,
-    ids: Integer[Array, "batch length"],
+    ids: Integer[np.ndarray, "batch length"],
     sizes: Sequence[int],
 ) -> str:
     """The first layer of the decoder whose states differ, in a sentence."""
@@ -194,7 +198,8 @@ def _first_layer(
         return ""
     source, show = inputs.encoder_outputs, Show(hidden_states=True)
     decoder, embed = model.decoder, model.decoder_embed_tokens.lookup
-    expected: Any = decoder(embed(ids), source=source, show=show).hidden_states
+    tokens = embed(jnp.asarray(ids))
+    expected: Any = decoder(tokens, source=source, show=show).hidden_states
     cache, found = model.init_generation_cache(inputs, 1, ids.shape[1]), list[Any]()
     for new in _calls(ids, sizes):
         decoded, cache = decoder.step(
@@ -209,8 +214,9 @@ def _first_layer(
     names = ["the embeddings", *(f"layer {i}" for i in range(len(decoder.layers)))]
     types = ["", *(f", a {type(layer).__name__}" for layer in decoder.layers)]
     for name, kind, *states in zip(names, types, expected, *found, strict=True):
+        right, *parts = map(on_host, states)
         try:
-            _compare(jnp.concatenate(states[1:], axis=1), states[0], "")
+            _compare(np.concatenate(parts, axis=1), right, "")
         except AssertionError:
             return f" The decoder's states differ first in {name}{kind}."
     return " The decoder's states are the same: it is the head that differs."
@@ -233,17 +239,17 @@ def _check_generate(
         num_return_sequences=num_beams,
         output_token_log_probs=True,
     )
-    begin = output.sequences.shape[1] - num_tokens
-    found: Any = output.token_log_probs
+    sequences, lengths = on_host(output.sequences), on_host(output.lengths)
+    found = on_host(output.token_log_probs)
+    begin = sequences.shape[1] - num_tokens
     for beam in range(num_beams):
-        ids = output.sequences[beam::num_beams]
-        lengths = output.lengths[beam::num_beams, None] - begin
-        log_probs = jax.nn.log_softmax(uncached(ids[:, :-1]).astype(jnp.float32))
-        expected = jnp.take_along_axis(log_probs, ids[:, 1:, None], axis=-1)[..., 0]
-        expected = expected[:, begin - 1 :]
-        is_new = jnp.arange(num_tokens, dtype=jnp.int32)[None] < lengths
+        ids = sequences[beam::num_beams]
+        logits = on_host(uncached(jnp.asarray(ids[:, :-1]))).astype(np.float32)
+        log_probs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+        expected = np.take_along_axis(log_probs, ids[:, 1:, None], axis=-1)[..., 0]
+        is_new = np.arange(num_tokens) < lengths[beam::num_beams, None] - begin
         _compare(
-            jnp.where(is_new, found[beam::num_beams], 0),
-            jnp.where(is_new, expected, 0),
+            np.where(is_new, found[beam::num_beams], 0),
+            np.where(is_new, expected[:, begin - 1 :], 0),
             f"generate with num_beams={num_beams} says of its answer {beam} what",
         )
