@@ -180,7 +180,11 @@ def question_answering(size: str) -> dict[str, tuple[Scores, Scores]]:
     tokenizer, theirs, ours = both("BartForQuestionAnswering", size)
     longest, window = 15, 512
     question = "w1 w2 w3 ?"
-    names: dict[str, Any] = {"max_answer_len": longest, "max_seq_len": window, "align_to_words": False}
+    names: dict[str, Any] = {
+        "max_answer_len": longest,
+        "max_seq_len": window,
+        "align_to_words": False,
+    }
 
     def answers(texts: Sequence[str]) -> list[float]:
         found = eb.tasks.answer(
