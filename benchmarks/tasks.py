@@ -178,23 +178,17 @@ def generation(size: str) -> dict[str, tuple[Scores, Scores]]:
 def question_answering(size: str) -> dict[str, tuple[Scores, Scores]]:
     """`answer`, of contexts that are one window each."""
     tokenizer, theirs, ours = both("BartForQuestionAnswering", size)
-    longest, window = 15, 512
-    question = "w1 w2 w3 ?"
-    names: dict[str, Any] = {
+    longest, question = 15, "w1 w2 w3 ?"
+    options: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "batch_size": BATCH,
         "max_answer_len": longest,
-        "max_seq_len": window,
+        "max_seq_len": 512,
         "align_to_words": False,
     }
 
     def answers(texts: Sequence[str]) -> list[float]:
-        found = eb.tasks.answer(
-            ours,
-            [question] * len(texts),
-            texts,
-            tokenizer=tokenizer,
-            batch_size=BATCH,
-            **names,
-        )
+        found = eb.tasks.answer(ours, [question] * len(texts), texts, **options)
         return [x.score for (x,) in found]
 
     def best_span(model: Any, **inputs: torch.Tensor) -> torch.Tensor:

@@ -124,7 +124,7 @@ def _calls(
     batch, length = ids.shape
     begin = np.zeros(batch, np.int32) if first is None else first
     own = np.arange(length + begin.max())[None] - begin[:, None]
-    start, as_jax = 0, jnp.asarray
+    start = 0
     for size in sizes:
         tokens = ids[:, start : start + size]
         positions = np.arange(start, start + size, dtype=np.int32)
@@ -132,7 +132,10 @@ def _calls(
         mask = (own >= 0)[:, None] & (own[:, None] <= positions[..., None])
         first_slot = np.int32(start) if first is None else first + np.int32(start)
         yield NewTokens(
-            as_jax(tokens), as_jax(positions), as_jax(mask[:, None]), as_jax(first_slot)
+            jnp.asarray(tokens),
+            jnp.asarray(positions),
+            jnp.asarray(mask[:, None]),
+            jnp.asarray(first_slot),
         )
         start += size
 

@@ -267,12 +267,11 @@ class _Summarise(AbstractTask[_Read, Summary]):
 
 
 def _summary(source: Any, parts: tuple[Window, ...], merged: Summary | None) -> Summary:
-    best = merged
-    if best is None and len(parts) == 1:
-        (best,) = parts
-    if best is None:
+    is_joined = merged is None and len(parts) > 1
+    if is_joined:
         ids = itertools.chain.from_iterable(part.summary_token_ids for part in parts)
         return Summary(_joined_text(parts), tuple(ids), source, parts)
+    best = parts[0] if merged is None else merged
     return Summary(best.summary_text, best.summary_token_ids, source, parts, merged)
 
 
