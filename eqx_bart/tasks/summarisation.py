@@ -267,11 +267,11 @@ class _Summarise(AbstractTask[_Read, Summary]):
 
 
 def _summary(source: Any, parts: tuple[Window, ...], merged: Summary | None) -> Summary:
-    is_joined = merged is None and len(parts) > 1
-    if is_joined:
+    first, *others = parts
+    if merged is None and others:
         ids = itertools.chain.from_iterable(part.summary_token_ids for part in parts)
         return Summary(_joined_text(parts), tuple(ids), source, parts)
-    best = parts[0] if merged is None else merged
+    best = first if merged is None else merged
     return Summary(best.summary_text, best.summary_token_ids, source, parts, merged)
 
 
