@@ -1,16 +1,20 @@
 """Forwards over rows of mixed lengths: each as alone, in few programs."""
 
 import itertools
+import pathlib
 
 import equinox as eqx
 import jax
 import numpy as np
 import pytest
-from conftest import with_slow
+from conftest import on_devices, with_slow
 from oracle import assert_close
 
 import eqx_bart as eb
 from eqx_bart import tasks
+
+
+CHILD = pathlib.Path(__file__).with_name("on_mesh.py")
 
 
 def logits(model, ids, mask):
@@ -128,6 +132,12 @@ def test_on_a_mesh(classifier):
     (found,) = tasks.predict(logits, eb.shard(classifier, mesh), rows_of(7))
     (expected,) = tasks.predict(logits, classifier, rows_of(7))
     np.testing.assert_allclose(found, expected, 1e-5)
+
+
+@pytest.mark.devices
+@pytest.mark.parametrize("types", ["Auto", "Explicit"])
+def test_rows_are_split_on_mesh(types):
+    assert on_devices(4, CHILD, types) == "done"
 
 
 def test_programs_have_no_callbacks(classifier):
