@@ -6,8 +6,9 @@ python benchmarks/drafts.py [--size base] [--rows 1 8] [--dtype float32] [--roun
 The weights are random, so answers are replayed: a logits processor forces them, at the
 price of a pass over the vocabulary. A share of the tokens of an answer is that of the
 source at the same place, and the others are random: 0 is an answer that copies nothing, and
-at 0.9 a run of copied tokens is 9 long on average. All ways take turns. The tokens are
-checked to be the same.
+at 0.9 a run of copied tokens is 9 long on average. Or an answer is what an extractive
+summariser writes: whole sentences of the source, of 10 to 40 tokens, in any order. All ways
+take turns. The tokens are checked to be the same.
 """
 
 import argparse
@@ -28,7 +29,8 @@ import eqx_bart as eb
 
 SOURCE, NEW_TOKENS, VOCABULARY = 256, 128, 50265
 SHARES = (0.0, 0.5, 0.9)
-NUM_DRAFTS = (None, 4, 8)
+SENTENCES = "sentences"
+NUM_DRAFTS = (None, 4, 8, 16)
 
 
 class Replay(eb.LogitsProcessor):
@@ -61,18 +63,18 @@ def main() -> None:
     )
     found = []
     for rows in options.rows:
-        for share in SHARES:
-            seconds = measure(model, rows, share, options.rounds)
-            found.append({"rows": rows, "share": share, "seconds": seconds})
+        for copied in (*SHARES, SENTENCES):
+            seconds = measure(model, rows, copied, options.rounds)
+            found.append({"rows": rows, "copied": copied, "seconds": seconds})
             plain = seconds["None"]
             gains = {k: f"{plain / s:.2f}" for k, s in seconds.items() if k != "None"}
-            print(f"{rows} rows, {share:.0%} copied: {plain:.3f} s; {gains}", flush=True)
+            print(f"{rows} rows, {copied} copied: {plain:.3f} s; {gains}", flush=True)
     write(
         options.json,
         found,
         [
             Comparison(
-                f"{one['rows']} rows, {one['share']:.0%} copied, {number} drafts",
+                f"{one['rows']} rows, {one['copied']} copied, {number} drafts",
                 "no drafts",
                 one["seconds"]["None"] / seconds,
             )
@@ -83,13 +85,29 @@ def main() -> None:
     )
 
 
-def measure(model: Any, rows: int, share: float, rounds: int) -> dict[str, float]:
+def answers_of(source: np.ndarray, copied: float | str) -> np.ndarray:
+    """Answers that copy whole sentences of each source, or a share of its tokens."""
+    rng = np.random.default_rng(1)
+    if isinstance(copied, str):
+        return np.stack([sentences(row, rng) for row in source])
+    is_copied = rng.random((len(source), NEW_TOKENS)) < copied
+    others = rng.integers(4, VOCABULARY, is_copied.shape, dtype=np.int32)
+    return np.where(is_copied, source[:, :NEW_TOKENS], others)
+
+
+def sentences(row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The sentences of a source in another order, as far as an answer goes."""
+    ends = np.cumsum(rng.integers(10, 41, len(row)))
+    parts = np.split(row, ends[ends < len(row)])
+    rng.shuffle(parts)
+    return np.concatenate(parts)[:NEW_TOKENS]
+
+
+def measure(model: Any, rows: int, copied: float | str, rounds: int) -> dict[str, float]:
     """The median seconds of each number of drafts."""
     rng = np.random.default_rng(0)
     source = rng.integers(4, VOCABULARY, (rows, SOURCE), dtype=np.int32)
-    copied = rng.random((rows, NEW_TOKENS)) < share
-    others = rng.integers(4, VOCABULARY, copied.shape, dtype=np.int32)
-    answers = np.where(copied, source[:, :NEW_TOKENS], others)
+    answers = answers_of(source, copied)
     processors = [Replay(jnp.asarray(answers))]
 
     def run(num_drafts: int | None) -> float:

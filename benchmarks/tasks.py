@@ -33,6 +33,7 @@ import eqx_bart as eb
 
 
 NUM_WORDS, BATCH, LABELS = 20_000, 16, ("politics", "sport", "science")
+CANDIDATES = 8
 SPECIAL = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
 
 #: From texts to a number for each of them.
@@ -88,9 +89,9 @@ def by_hand(
     return found
 
 
-def checksum(ids: Sequence[int]) -> float:
+def checksum(tokens: Sequence[int] | str) -> float:
     """A number that another token makes another, by more than rounding."""
-    return float(hash(tuple(ids)) % 2**20)
+    return float(hash(tuple(tokens)) % 2**20)
 
 
 def classification(size: str) -> dict[str, tuple[Scores, Scores]]:
@@ -124,8 +125,8 @@ def classification(size: str) -> dict[str, tuple[Scores, Scores]]:
     }
 
 
-def generation(size: str) -> dict[str, tuple[Scores, Scores]]:
-    """`score`, of targets a quarter as long, `fill_mask` and `summarise`."""
+def likelihoods(size: str) -> dict[str, tuple[Scores, Scores]]:
+    """`score` and `rank`, of targets a quarter as long, and `fill_mask`."""
     tokenizer, theirs, ours = both("BartForConditionalGeneration", size)
     options: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": BATCH}
 
@@ -134,23 +135,20 @@ def generation(size: str) -> dict[str, tuple[Scores, Scores]]:
         return [x.mean for x in eb.tasks.score(ours, texts, targets, **options)]
 
     def scores_by_hand(texts: Sequence[str]) -> list[float]:
-        found, targets = list[float](), texts_of(len(texts), 24, 1)
-        for first in range(0, len(texts), BATCH):
-            part = slice(first, first + BATCH)
-            inputs = tokenizer(texts[part], padding=True, return_tensors="pt")
-            labels = tokenizer(targets[part], padding=True, return_tensors="pt")
-            ids = labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100)
-            inputs.pop("token_type_ids", None)
-            with torch.no_grad():
-                logits = theirs(**inputs, labels=ids).logits
-            losses = torch.nn.functional.cross_entropy(
-                logits.transpose(1, 2), ids, reduction="none"
-            )
-            found += (-losses.sum(1) / (ids != -100).sum(1)).tolist()
-        return found
+        return means_by_hand(tokenizer, theirs, texts, texts_of(len(texts), 24, 1))
 
-    def masked(texts: Sequence[str]) -> list[str]:
-        return [f"{text} <mask> w1" for text in texts]
+    def candidates(texts: Sequence[str]) -> list[list[str]]:
+        return [texts_of(CANDIDATES, 24, 2 + i) for i in range(len(texts))]
+
+    def ranks(texts: Sequence[str]) -> list[float]:
+        found = eb.tasks.rank(ours, texts, candidates(texts), **options)
+        return [x[0].score.mean for x in found]
+
+    def ranks_by_hand(texts: Sequence[str]) -> list[float]:
+        targets = [target for some in candidates(texts) for target in some]
+        sources = [text for text in texts for _ in range(CANDIDATES)]
+        means = means_by_hand(tokenizer, theirs, sources, targets)
+        return np.max(np.reshape(means, (-1, CANDIDATES)), axis=1).tolist()
 
     def fill(texts: Sequence[str]) -> list[float]:
         found = eb.tasks.fill_mask(ours, masked(texts), **options)
@@ -159,6 +157,53 @@ def generation(size: str) -> dict[str, tuple[Scores, Scores]]:
     def best(model: Any, **inputs: torch.Tensor) -> torch.Tensor:
         is_mask = inputs["input_ids"] == tokenizer.mask_token_id
         return model(**inputs).logits[is_mask].softmax(-1).topk(5).values[:, 0]
+
+    return {
+        "score": (scores, scores_by_hand),
+        f"rank, {CANDIDATES} candidates": (ranks, ranks_by_hand),
+        "fill_mask": (fill, lambda x: by_hand(tokenizer, theirs, masked(x), best)),
+    }
+
+
+def means_by_hand(
+    tokenizer: Any, model: Any, sources: Sequence[str], targets: Sequence[str]
+) -> list[float]:
+    """The mean log-likelihood of the tokens of each target."""
+    found = list[float]()
+    for first in range(0, len(sources), BATCH):
+        part = slice(first, first + BATCH)
+        inputs = tokenizer(sources[part], padding=True, return_tensors="pt")
+        labels = tokenizer(targets[part], padding=True, return_tensors="pt")
+        ids = labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100)
+        inputs.pop("token_type_ids", None)
+        with torch.no_grad():
+            logits = model(**inputs, labels=ids).logits
+        losses = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), ids, reduction="none"
+        )
+        found += (-losses.sum(1) / (ids != -100).sum(1)).tolist()
+    return found
+
+
+def masked(texts: Sequence[str]) -> list[str]:
+    """Each with a mask near its end."""
+    return [f"{text} <mask> w1" for text in texts]
+
+
+def generation(size: str) -> dict[str, tuple[Scores, Scores]]:
+    """`infill` and `summarise`, of which every token is compared."""
+    tokenizer, theirs, ours = both("BartForConditionalGeneration", size)
+    options: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": BATCH}
+    of_text: dict[str, Any] = {"num_beams": 1, "min_new_tokens": 16, "max_new_tokens": 16}
+
+    def infilled(texts: Sequence[str]) -> list[float]:
+        found = eb.tasks.infill(ours, masked(texts), **options, **of_text)
+        return [checksum(x.sequence) for (x,) in found]
+
+    def infilled_by_hand(model: Any, **inputs: torch.Tensor) -> torch.Tensor:
+        rows = model.generate(**inputs, **of_text)
+        texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return torch.tensor([checksum(text) for text in texts])
 
     # Both count the start token, and as many tokens are made of each text.
     settings: dict[str, Any] = {"num_beams": 4, "min_length": 17, "max_length": 17}
@@ -172,8 +217,10 @@ def generation(size: str) -> dict[str, tuple[Scores, Scores]]:
         return torch.tensor([checksum(row) for row in rows])
 
     return {
-        "score": (scores, scores_by_hand),
-        "fill_mask": (fill, lambda x: by_hand(tokenizer, theirs, masked(x), best)),
+        "infill, 16 tokens": (
+            infilled,
+            lambda x: by_hand(tokenizer, theirs, masked(x), infilled_by_hand),
+        ),
         "summarise, 16 tokens": (
             summaries,
             lambda x: by_hand(tokenizer, theirs, x, generated),
@@ -236,7 +283,7 @@ def main() -> None:
     for name in ("task", "ours", "HF by hand", "ours/HF", "ours at first"):
         table.add_column(name, justify="left" if name == "task" else "right")
     found, compared = dict[str, Any](), list[Comparison]()
-    for cases in (classification, generation, question_answering):
+    for cases in (classification, likelihoods, generation, question_answering):
         for task, ways in cases(args.size).items():
             first = seconds(lambda ways=ways: ways[0](texts))
             np.testing.assert_allclose(ways[0](texts), ways[1](texts), rtol=1e-3)

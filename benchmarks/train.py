@@ -10,8 +10,10 @@ have BART-base with random float32 weights and the same batch, on the CPU. Each 
 process of its own that lives as long as the benchmark; in each round one after the other
 takes a step, so that whatever else the machine does falls on all of them. The peak is the
 largest resident memory of a process, all that Python and its libraries take included. All
-of them get their memory in huge pages, which makes a step of each shorter: Linux maps pages
-one by one as they are first written, and all engines allocate gigabytes anew in each step.
+of them get their memory in huge pages, and keep what they free, which makes a step of each
+shorter: Linux maps pages one by one as they are first written, all engines allocate
+gigabytes anew in each step, and while others take theirs a virtual machine may give a
+process's free memory away.
 
 --mixed measures examples of mixed lengths: sources log-normal with a median of 120 tokens
 and a sigma of 0.7, labels with a median of 24 and a sigma of 0.5, correlated by a half, and
@@ -51,6 +53,7 @@ LEARNING_RATE = 1e-4
 # See `eqx_bart.gradient_checkpointing`.
 LEAN = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 CONFIG = SIZES["base"]
+MEMORY = {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 2**34, "top_pad": 2**28}
 FLAX_PACKAGES = (
     "transformers==4.57.6",
     "flax==0.12.8",
@@ -328,7 +331,7 @@ def child(engine: str, config: dict[str, Any]) -> None:
 def start(engine: str, python: str, threads: int, layers: int) -> subprocess.Popen[str]:
     """The process of an engine."""
     environment = os.environ | {
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{k}={v}" for k, v in MEMORY.items()),
         "PJRT_NPROC": str(threads),
         "JAX_PLATFORMS": "cpu",
         "TRANSFORMERS_VERBOSITY": "error",
