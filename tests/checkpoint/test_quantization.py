@@ -110,7 +110,11 @@ def test_decoding(model):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"num_beams": 3}, {"do_sample": True, "key": jax.random.key(0)}],
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"num_beams": 3},
+        {"do_sample": True, "key": jax.random.key(0)},
+    ],
     ids=["greedy", "beams", "samples"],
 )
 def test_generation(model, settings):

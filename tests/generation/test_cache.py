@@ -119,9 +119,9 @@ def prefixed(model):
 @pytest.mark.parametrize(
     "settings",
     with_slow(
-        {"num_beams": 17, "num_return_sequences": 2},
         {"no_repeat_ngram_size": 2, "repetition_penalty": 1.4, "min_length": 14},
         slow=[
+            {"num_beams": 17, "num_return_sequences": 2},
             {"num_beams": 3, "num_return_sequences": 3},
             {"do_sample": True, "num_return_sequences": 4, "key": jax.random.key(0)},
         ],
@@ -258,7 +258,7 @@ def test_what_a_cache_does_not_go_with(model):
         other.generate(**prompt, cache=cache)
 
 
-@pytest.mark.parametrize("has_encoder", [False, True])
+@pytest.mark.parametrize("has_encoder", with_slow(True, slow=[False]))
 def test_a_decoder_alone(config, has_encoder):
     model = eb.BartForCausalLM(config, key=jax.random.key(0))
     model = eqx.nn.inference_mode(model)
@@ -281,6 +281,7 @@ def test_a_decoder_alone(config, has_encoder):
             model.generate(prompt, mask, **source, cache=first.cache)
 
 
+@pytest.mark.slow
 def test_slots_do_not_pile_up(model):
     """A call needs as many slots as there are tokens, however many calls there were."""
     source = source_of(model, 1)

@@ -131,7 +131,10 @@ def test_a_constraint_for_all_inputs_or_for_each(model):
 
 
 @pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 16])
-@pytest.mark.parametrize("settings", [SAMPLES | BEAMS, SAMPLES | DRAFTS])
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param(SAMPLES | BEAMS, marks=pytest.mark.slow), SAMPLES | DRAFTS],
+)
 def test_samples_are_those_of_one_batch(model, settings, batch_size):
     inputs = inputs_of(*range(1, 12), 3)
     expected = in_one_batch(model, inputs, **settings).sequences

@@ -53,7 +53,7 @@ def slow(*case):
     ("settings", "changes"),
     [
         (SAMPLING, {"temperature": [0.5, 0.7, 1.0, 1.3]}),
-        (SAMPLING, {"top_k": [1, 7, 50, 64], "top_p": [0.3, 0.5, 0.9]}),
+        slow(SAMPLING, {"top_k": [1, 7, 50, 64], "top_p": [0.3, 0.5, 0.9]}),
         slow(SAMPLING, {"min_p": [0.1, 0.2], "typical_p": [0.5, 0.7]}),
         slow(SAMPLING, {"epsilon_cutoff": [0.01, 0.02], "eta_cutoff": [0.01, 0.02]}),
         (BEAMS, {"length_penalty": [-1.0, 0.0, 0.5, 2.0]}),

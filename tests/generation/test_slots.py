@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from conftest import with_slow
 from oracle import assert_close, convert, random_config, random_ids, random_model
 
 from eqx_bart.generation import mixin, programs
@@ -19,6 +20,7 @@ def pair(kind, seed):
     return theirs, convert(theirs), rng
 
 
+KINDS = ("BartForConditionalGeneration", "BartForCausalLM")
 SETTINGS = {
     "beams": {"num_beams": 4, "num_return_sequences": 3, "no_repeat_ngram_size": 2},
     "beam sampling": {"num_beams": 3, "do_sample": True, "key": jax.random.key(1)},
@@ -26,7 +28,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("kind", ["BartForConditionalGeneration", "BartForCausalLM"])
+@pytest.mark.parametrize("kind", with_slow(KINDS[0], slow=KINDS))
 def test_both_forms_of_slots_are_one(kind, settings, monkeypatch):
     theirs, ours, rng = pair(kind, 0)
     ids, mask = random_ids(rng, theirs.config, 3, 5), np.ones((3, 5), int)
@@ -42,7 +44,7 @@ def test_both_forms_of_slots_are_one(kind, settings, monkeypatch):
         np.testing.assert_allclose(a, b, 1e-4, 1e-5)
 
 
-@pytest.mark.parametrize("kind", ["BartForConditionalGeneration", "BartForCausalLM"])
+@pytest.mark.parametrize("kind", with_slow(KINDS[0], slow=KINDS))
 def test_many_beams(kind):
     """More than share slots."""
     theirs, ours, rng = pair(kind, 1)
@@ -63,7 +65,7 @@ def test_many_beams(kind):
     assert np.mean(same) > 0.9  # ties of a random model may come in another order
 
 
-@pytest.mark.parametrize("kind", ["BartForConditionalGeneration", "BartForCausalLM"])
+@pytest.mark.parametrize("kind", with_slow(KINDS[0], slow=KINDS))
 def test_samples_are_rows(kind):
     """The samples of an input go on from its source and its prompt, as greedy search
     does."""

@@ -7,7 +7,8 @@ of BART's tokenizer,
     PYTHONPATH=tests python tests/tasks/record.py ../shared/data/bart-tokenizer
 
 Each file has the versions, the names and shapes of each model's weights, whose numbers
-`recorded_models.py` makes, and the answers of its pipeline.
+`recorded_models.py` makes, and the answers of its pipeline. `summarise_words` is what the
+built-in model, which was trained, makes of words.
 """
 
 import copy
@@ -133,6 +134,9 @@ SUMMARIES = {
         "generation_config": IDS | {"num_beams": 4},
     },
 }
+BUILTIN = pathlib.Path(__file__).parents[2] / "eqx_bart" / "g2p"
+WORDS = ["transformer", "equinox", "colonel", "o'clock", "supercalifragilistic"]
+WORD_SETTINGS = [{}, {"num_beams": 4}, {"num_beams": 3, "length_penalty": -2.0}]
 # What is given to the pipeline, where its defaults override the checkpoint's own settings.
 SUMMARY_SETTINGS = {"own_beams": {"num_beams": 6}, "task_length": {"max_new_tokens": 15}}
 
@@ -168,6 +172,12 @@ def main() -> None:
     record_answers("answer", 30, QUESTIONS, QUESTION_SETTINGS, tokenizer)
     record_answers("no_answer", 42, UNANSWERABLE, UNANSWERABLE_SETTINGS, tokenizer)
     record_summaries(tokenizer)
+    words = transformers.PreTrainedTokenizerFast.from_pretrained(BUILTIN)
+    pipe = transformers.pipeline(
+        "summarization", model=str(BUILTIN), tokenizer=words, device="cpu"
+    )
+    calls = [summaries(pipe, WORDS, settings) for settings in WORD_SETTINGS]
+    save("summarise_words", {"texts": WORDS, "calls": calls})
 
 
 def record_answers(name: str, seed: int, questions, settings, tokenizer) -> None:

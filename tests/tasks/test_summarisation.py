@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+from conftest import with_slow
 
 import eqx_bart as eb
 from eqx_bart import tasks
@@ -24,7 +25,7 @@ def model(recorded):
     return eb.BartForConditionalGeneration.from_pretrained(recorded("summarise_old")[1])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", with_slow("old", "prefix", "own_beams", slow=NAMES))
 def test_summaries_are_those_of_hf(name, recorded, tokenizer):
     case, directory = recorded(f"summarise_{name}")
     for call in case["calls"]:
@@ -40,6 +41,16 @@ def test_summaries_are_those_of_hf(name, recorded, tokenizer):
             (window,) = one.windows
             assert window.summary_text == one.summary_text
             assert one.merged is None
+
+
+def test_summaries_of_a_trained_checkpoint_are_those_of_hf(recorded):
+    """Its summaries of words are their phonemes."""
+    case, checkpoint = recorded("summarise_words")
+    for call in case["calls"]:
+        found = tasks.summarise(checkpoint, case["texts"], **call["settings"])
+        for one, answer in zip(found, call["answers"], strict=True):
+            assert list(one.summary_token_ids) == answer["summary_token_ids"]
+            assert one.summary_text == answer["summary_text"]
 
 
 def test_long_texts_are_read_in_windows(model, tokenizer):
