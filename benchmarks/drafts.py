@@ -28,8 +28,7 @@ import eqx_bart as eb
 
 
 SOURCE, NEW_TOKENS, VOCABULARY = 256, 128, 50265
-SHARES = (0.0, 0.5, 0.9)
-SENTENCES = "sentences"
+COPIED = (0.0, 0.5, 0.9, "sentences")
 NUM_DRAFTS = (None, 4, 8, 16)
 
 
@@ -63,7 +62,7 @@ def main() -> None:
     )
     found = []
     for rows in options.rows:
-        for copied in (*SHARES, SENTENCES):
+        for copied in COPIED:
             seconds = measure(model, rows, copied, options.rounds)
             found.append({"rows": rows, "copied": copied, "seconds": seconds})
             plain = seconds["None"]

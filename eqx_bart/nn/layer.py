@@ -131,6 +131,9 @@ class Context(eqx.Module):
 class AbstractLayer(eqx.Module):
     """A layer of a stack. It owns its flow: the stack hands it states and a context, and
     does not know what is inside it.
+
+    Where a function is traced, layers that are alike are traced once, so that what is not
+    an array in a layer must be hashable and comparable, as for `equinox.filter_jit`.
     """
 
     @abc.abstractmethod

@@ -65,30 +65,28 @@ def test_one_layer_may_be_used_several_times():
         layers[3]
 
 
-class Counting(Adding):
-    """Adds, and counts how often it is traced."""
+class Counting(eb.nn.AbstractLayer):
+    """A layer that counts how often it is called."""
 
+    layer: eb.nn.AbstractLayer
     calls: list[int] = eqx.field(static=True)
 
-    def __call__(self, hidden_states, context, cache, *, key):
+    def init_cache(self, *args):
+        return self.layer.init_cache(*args)
+
+    def __call__(self, *args, key):
         self.calls[0] += 1
-        return super().__call__(hidden_states, context, cache, key=key)
-
-
-class Counter(list):
-    """A list that may be a static field."""
-
-    __hash__ = object.__hash__
+        return self.layer(*args, key=key)
 
 
 def test_layers_that_are_alike_are_traced_once():
-    calls = Counter([0])
-    layers = tuple(Counting(jnp.asarray(x), calls) for x in (1.0, 2.0, 4.0))
+    calls = [0]
+    layers = tuple(Counting(Adding(jnp.asarray(x)), calls) for x in (1.0, 2.0, 4.0))
     assert eqx.filter_jit(run)(layers).hidden_states[0, 0, 0] == 7
     assert calls == [1]
     assert run(layers).hidden_states[0, 0, 0] == 7
     assert calls == [4]
-    other = eqx.tree_at(lambda layer: layer.step, layers[1], jnp.asarray([1.0, 2.0, 3.0]))
+    other = Counting(Adding(jnp.asarray([1.0, 2.0, 3.0])), calls)
     out = eqx.filter_jit(run)((layers[0], other, layers[2]), hidden_states=True)
     assert calls == [6]
     assert np.array_equal(out.hidden_states[0, 0], [6, 7, 8])
