@@ -48,17 +48,6 @@ def on_devices(num_devices, script, *arguments, cwd=None, **environment):
     return done.stdout
 
 
-def pytest_configure(config):
-    """Keeps compiled programs in pytest's cache: the next run takes half the time."""
-    options = {
-        "jax_compilation_cache_dir": str(config.cache.mkdir("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    for name, value in options.items():
-        jax.config.update(name, value)
-
-
 @pytest.fixture
 def getkey():
     """A function that gives another key at each call."""

@@ -28,15 +28,6 @@ sys.exit(status)
 """
 
 
-@pytest.fixture(autouse=True)
-def no_directory():
-    """JAX has no directory, as where no tests run."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", None)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
 def command(directory, **environment):
     environment = {"EQX_BART_CACHE": str(directory), **environment}
     return subprocess.Popen(
