@@ -89,6 +89,7 @@ def test_a_fault_of_the_head(model):
         eb.testing.check_decoding(wrong, IDS, MASK)
 
 
+@pytest.mark.slow
 def test_another_reference_may_be_given(model):
     other = changed(model, "none")
 

@@ -113,7 +113,7 @@ def test_decoding(model):
     [
         pytest.param({}, marks=pytest.mark.slow),
         {"num_beams": 3},
-        {"do_sample": True, "key": jax.random.key(0)},
+        pytest.param({"do_sample": True, "key": jax.random.key(0)}, marks=pytest.mark.slow),
     ],
     ids=["greedy", "beams", "samples"],
 )

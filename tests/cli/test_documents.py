@@ -371,6 +371,7 @@ def test_json_lines_and_wrong_ones(output, tmp_path, capsys):
     assert "words have no field 'title'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_seed_decides_what_is_drawn(output, tmp_path, capsys):
     """Whatever the batches, the processes, and where it is written."""
     file = tmp_path / "words.txt"

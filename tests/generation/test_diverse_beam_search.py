@@ -158,6 +158,7 @@ def test_a_row_stands_for_itself(early_stopping, models):
             assert np.allclose(scores, one.sequences_scores, 1e-5)
 
 
+@pytest.mark.slow
 def test_streams_steps_and_jit(models):
     """Each gives what `generate` gives."""
     model, settings = models[1], TWO | {"num_return_sequences": 1}

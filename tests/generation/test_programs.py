@@ -65,7 +65,7 @@ def slow(*case):
         slow(
             {"max_new_tokens": 9}, {"min_length": [2, 3, 4], "forced_bos_token_id": [5, 6]}
         ),
-        (LISTS, {"bad_words_ids": [words(1, 3), words(2, 4), words(4, 3)]}),
+        slow(LISTS, {"bad_words_ids": [words(1, 3), words(2, 4), words(4, 3)]}),
         slow(LISTS, {"suppress_tokens": [[3, 4, 5], [6, 7, 8, 9]], "eos_token_id": [2, 3]}),
         slow(
             LISTS,

@@ -25,7 +25,7 @@ def model(recorded):
     return eb.BartForConditionalGeneration.from_pretrained(recorded("summarise_old")[1])
 
 
-@pytest.mark.parametrize("name", with_slow("old", "prefix", "own_beams", slow=NAMES))
+@pytest.mark.parametrize("name", with_slow("old", slow=NAMES))
 def test_summaries_are_those_of_hf(name, recorded, tokenizer):
     case, directory = recorded(f"summarise_{name}")
     for call in case["calls"]:
@@ -227,6 +227,7 @@ def test_progress(model, tokenizer, capsys):
     assert "Generating" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_samples(model, tokenizer, getkey):
     settings = {"tokenizer": tokenizer, "do_sample": True, "long": "windows", **SHORT}
     with pytest.raises(ValueError, match="needs a key"):

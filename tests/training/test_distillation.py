@@ -34,7 +34,7 @@ from eqx_bart.training import distillation
 ALL = {"alpha_data": 0.3, "alpha_logits": 0.7, "alpha_hid": 1.5, "temperature": 3.0}
 OPTIONS = (
     ALL,
-    ALL | {"chunk_size": 4, "normalize_hidden": True, "decoder_layers": (1, 2)},
+    ALL | {"chunk_size": 4, "normalize_hidden": True, "decoder_layers": (0, 1)},
     {},
     {"chunk_size": 100},
     ALL | {"normalize_hidden": True},
@@ -75,10 +75,10 @@ class Pair:
     def __init__(self, seed):
         rng = np.random.default_rng(seed)
         self.config = random_config(rng)
-        self.config.update({"encoder_layers": 3, "decoder_layers": 4})
+        self.config.update({"encoder_layers": 2, "decoder_layers": 3})
         name = "BartForConditionalGeneration"
         self.their_teacher = random_model(name, self.config, seed, torch.float64)
-        self.config.update({"encoder_layers": 2, "decoder_layers": 2})
+        self.config.update({"encoder_layers": 1, "decoder_layers": 2})
         self.their_student = random_model(name, self.config, seed + 1, torch.float64)
         self.teacher, self.student = (
             convert(self.their_teacher),
@@ -118,17 +118,15 @@ def their_loss(pair, options):
         reduction="sum",
     )
     hidden, normalize = 0, options.get("normalize_hidden", False)
-    for layer, match in enumerate((1, 3) if "decoder_layers" in options else (2, 3)):
+    for layer, match in enumerate((0, 2) if "decoder_layers" in options else (1, 2)):
         states = ours.decoder_hidden_states[1 + layer][counts]
         taught = theirs.decoder_hidden_states[1 + match][counts].detach()
         hidden = hidden + their_difference(states, taught, normalize).sum()
-    for layer, match in enumerate((1, 2)):
-        states = ours.encoder_hidden_states[1 + layer]
-        taught = theirs.encoder_hidden_states[1 + match].detach()
-        differences = their_difference(states, taught, normalize)
-        for row in range(3):
-            is_token = mask[row] == 1
-            hidden = hidden + counts[row].sum() * differences[row][is_token].mean()
+    states, taught = ours.encoder_hidden_states[1], theirs.encoder_hidden_states[2]
+    differences = their_difference(states, taught.detach(), normalize)
+    for row in range(3):
+        is_token = mask[row] == 1
+        hidden = hidden + counts[row].sum() * differences[row][is_token].mean()
     return (
         options["alpha_data"] * data
         + options["alpha_logits"] * temperature**2 * divergence
@@ -169,15 +167,16 @@ def test_a_mean_over_full_rows_is_hf_s_hidden_loss(double):
     expected = sum(
         functional.mse_loss(ours[name][1 + i], theirs[name][1 + j])
         for name, matches in (
-            ("encoder_hidden_states", (1, 2)),
-            ("decoder_hidden_states", (2, 3)),
+            ("encoder_hidden_states", (1,)),
+            ("decoder_hidden_states", (1, 2)),
         )
         for i, j in enumerate(matches)
     )
     assert np.isclose(found, expected.item(), rtol=1e-10)
 
 
-@pytest.mark.parametrize("options", with_slow({}, slow=[{}, CHUNKED]), ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, CHUNKED], ids=str)
 def test_a_student_of_all_layers_has_nothing_to_learn_from_its_teacher(
     options, teacher, double
 ):
