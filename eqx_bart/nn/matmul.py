@@ -19,6 +19,9 @@ from .checks import ArrayLike
 # Up to this many rows, `dot_transposed` puts the weight on the left; measured on CPUs.
 _FEW_ROWS = 32
 
+# Whether XLA's CPU backend has fast products in bfloat16 of many matrices, two rows each.
+_HAS_FAST_BATCHES = jax.__version_info__ >= (0, 11)
+
 
 def dot_transposed(
     x: Float[Array, "*batch rows d_in"], weight: Float[Array, "*batch d_out d_in"]
@@ -216,13 +219,17 @@ def _half_gradient(x: Array, y: Array, ndim: int) -> Array:
 
 def _with_rows(product: Callable[[Array, Array], Array], x: Array, y: Array) -> Array:
     """A product with one matrix, or matrix by matrix. XLA's CPU backend has no fast product
-    of one row in bfloat16 or in 8 bits, but one of two rows."""
-    if y.ndim > 2 or x.size != x.shape[-1] or x.dtype not in (jnp.bfloat16, jnp.int8):
+    of one row in bfloat16 or in 8 bits, but one of two rows; for one row it makes all
+    matrices float32, before a loop if they stay the same."""
+    is_one_row = math.prod(x.shape[:-1]) == math.prod(y.shape[:-2]) > 0
+    is_slow = x.dtype in (jnp.bfloat16, jnp.int8) and (y.ndim == 2 or _HAS_FAST_BATCHES)
+    if not (is_one_row and is_slow):
         return product(x, y)
 
     def of_two(x: Array, y: Array) -> Array:
-        one = x.reshape(1, x.shape[-1])
-        return product(jnp.pad(one, ((0, 1), (0, 0))), y)[:1].reshape(*x.shape[:-1], -1)
+        one = x.reshape(*y.shape[:-2], 1, x.shape[-1])
+        padding = [*((0, 0) for _ in y.shape[:-2]), (0, 1), (0, 0)]
+        return product(jnp.pad(one, padding), y)[..., :1, :].reshape(*x.shape[:-1], -1)
 
     return jax.lax.platform_dependent(x, y, cpu=of_two, default=product)
 

@@ -200,7 +200,7 @@ def test_a_classifier_without_one_place_to_read(config, getkey):
 
 
 @pytest.mark.parametrize(
-    ("bad", "chunk_size"), with_slow((-5, 3), slow=[(41, None), (-5, 3)])
+    ("bad", "chunk_size"), [pytest.param(41, None, marks=pytest.mark.slow), (-5, 3)]
 )
 def test_gradients_are_nan_or_right(bad, chunk_size, model):
     model = eqx.tree_at(

@@ -25,6 +25,7 @@ from eqx_bart.nn.matmul import (
         (matmul, (2, 16, 3), (3, 6)),
         (matmul, (4,), (4, 2)),
         (matmul, (1, 1, 9), (9, 4)),
+        (matmul, (2, 3, 1, 8), (2, 3, 8, 5)),
         (dot_transposed, (1, 9), (9, 4)),
         (dot_transposed, (48, 7), (7, 5)),
         (dot_transposed, (2, 3, 1, 8), (2, 3, 8, 5)),
