@@ -4,10 +4,10 @@ python -m benchmarks [--only generate steps …] [--rounds 3] [--directory .benc
 
 The environments are made where they are not there: the package with the peers, for the
 oldest Python that the package supports, which gets the oldest JAX, and for the newest of
-this machine, which gets the newest; for training, one with HF's Flax BART. Each benchmark
-is a process of its own, whose engines take turns and whose tokens are checked first; it
-prints its own table. At the end: how many times as fast we are, a column for each
-environment; in the directory, all figures as `results.json`, and two pictures.
+this machine, which gets the newest; and one with HF's Flax BART. Each benchmark is a
+process of its own, whose engines take turns and whose tokens are checked first; it prints
+its own table. At the end: how many times as fast we are, a column for each environment; in
+the directory, all figures as `results.json`, and two pictures.
 
 On a machine with an NVIDIA GPU, what is generated there is measured too. All of it takes
 hours on two cores: `--only` picks, and what was measured before stays in `results.json`.
@@ -46,9 +46,11 @@ class Part:
     environments: tuple[str, ...] = (OLDEST, NEWEST)
 
 
-ALL_DTYPES = ("--dtypes", "float32", "bfloat16", "int8")
+ALL_DTYPES = ("--dtypes", "float32", "bfloat16", "int8", "int8_bfloat16")
 PARTS = {
-    "generate": Part("generate.py", ("--large", *ALL_DTYPES, "--cache", "weights")),
+    "generate": Part(
+        "generate.py", ("--large", *ALL_DTYPES, "--flax", "flax", "--cache", "weights")
+    ),
     "growth": Part(
         "generate.py",
         ("--growth", "--dtypes", "float32", "int8", "--cache", "weights"),

@@ -2,17 +2,21 @@
 
 pip install -e '.[test]' ctranslate2
 python benchmarks/generate.py [--large] [--dtypes int8] [--rounds 5] [--json FILE]
+python benchmarks/generate.py --flax DIRECTORY
 python benchmarks/generate.py --growth
 python benchmarks/generate.py --device cuda
 
-All three have the same random weights, the same random inputs and, on the CPU, as many
-threads. `--dtypes float32 bfloat16 int8` says in what the weights are; PyTorch has no
-8 bits, and CTranslate2 no bfloat16. With `--device cuda`, ours and PyTorch run on the GPU
-instead, and CTranslate2 does not; float32 is what it says there, not TF32. They run in
-turn, round after round, so that whatever else the machine does falls on all of them. A run
-goes from an array of ids to an array of ids and always makes as many tokens a row, since
-the end token is held back until then; that is checked. What is counted is tokens of the
-result, however many the beams.
+All have the same random weights, the same random inputs and, on the CPU, as many threads.
+`--dtypes float32 bfloat16 int8 int8_bfloat16` says in what the weights are, and beside 8
+bits all else; PyTorch has no 8 bits, and CTranslate2 no bfloat16. With `--device cuda`,
+ours and PyTorch run on the GPU instead, and CTranslate2 does not; float32 is what it says
+there, not TF32. They run in turn, round after round, so that whatever else the machine does
+falls on all of them. A run goes from an array of ids to an array of ids and always makes as
+many tokens a row, since the end token is held back until then; that is checked. What is
+counted is tokens of the result, however many the beams.
+
+--flax DIRECTORY adds Hugging Face's Flax BART, which transformers 5 dropped, in a process
+of its own; DIRECTORY is its virtual environment, made if it is not there.
 
 The weights are made up in a temporary directory; --cache DIRECTORY keeps them for the next
 run. --large adds BART-large, which takes minutes.
@@ -22,9 +26,12 @@ import argparse
 import dataclasses
 import gc
 import importlib
+import json
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +43,7 @@ import jax
 import numpy as np
 import tokenizers
 import transformers
+from environments import environment, FLAX_PACKAGES
 from report import Comparison, machine, write
 from rich import box
 from rich.console import Console
@@ -49,7 +57,11 @@ BOS, PAD, EOS, UNK = range(4)
 VOCABULARY = ["<s>", "<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(4, 50265))]
 IDS = {token: i for i, token in enumerate(VOCABULARY)}
 OURS, HF, COMPILED, CT2 = "ours", "HF PyTorch", "HF PyTorch, compiled", "CTranslate2"
-FLOAT32, BFLOAT16, INT8 = DTYPES = ("float32", "bfloat16", "int8")
+FLAX = "HF Flax"
+FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
+#: What is in floats beside 8 bits.
+FLOATS = {INT8: FLOAT32, "int8_bfloat16": BFLOAT16}
+DTYPES = FLOAT32, BFLOAT16, *FLOATS
 # How long threads that wait for their next task in a loop may take to fall asleep.
 PAUSE = 0.5
 
@@ -212,13 +224,18 @@ def convert(checkpoint: Path, directory: Path) -> None:
         converters.TransformersConverter(str(checkpoint)).convert(str(directory))
 
 
+def load(checkpoint: Path, dtype: str) -> eb.BartForConditionalGeneration:
+    """Our model, with its weights in this dtype."""
+    return eb.BartForConditionalGeneration.from_pretrained(
+        checkpoint,
+        dtype=FLOATS.get(dtype, dtype),
+        quantize=INT8 if dtype in FLOATS else None,
+    )
+
+
 def ours(checkpoint: Path, dtype: str) -> Generate:
     """This library."""
-    model = eb.BartForConditionalGeneration.from_pretrained(
-        checkpoint,
-        dtype=FLOAT32 if dtype == INT8 else dtype,
-        quantize=INT8 if dtype == INT8 else None,
-    )
+    model = load(checkpoint, dtype)
 
     def generate(ids: np.ndarray, case: Case) -> np.ndarray:
         generated = model.generate(ids, np.ones_like(ids), **case.settings())
@@ -276,6 +293,30 @@ def ct2(directory: Path, threads: int, dtype: str) -> Generate:
     return generate
 
 
+def flax(checkpoint: Path, args: argparse.Namespace, dtype: str) -> Generate:
+    """Hugging Face's Flax BART, in a process of its own."""
+    python = environment(args.flax, sys.executable, FLAX_PACKAGES)
+    process = subprocess.Popen(  # noqa: S603, the command is our own
+        [python, str(Path(__file__).with_name("flax_process.py")), str(checkpoint), dtype],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "TRANSFORMERS_VERBOSITY": "error"},
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    ask, answers = process.stdin, process.stdout
+
+    def generate(ids: np.ndarray, case: Case) -> np.ndarray:
+        length = case.new_tokens + 1  # with the start token
+        settings = {"num_beams": case.beams, "min_length": length, "max_length": length}
+        ask.write(json.dumps({"input_ids": ids.tolist()} | settings) + "\n")
+        ask.flush()
+        return np.asarray(json.loads(answers.readline()))[:, 1:]
+
+    return generate
+
+
 #: An engine, and the dtype of its weights.
 Engine = tuple[str, str]
 
@@ -292,9 +333,11 @@ def load_engines(
         engines[OURS, dtype] = ours(checkpoint, dtype)
         if dtype == BFLOAT16:
             engines[HF, dtype] = hf(checkpoint, args, dtype)
-        if dtype != INT8 and args.compiled:
+        if dtype not in FLOATS and args.compiled:
             engines[COMPILED, dtype] = hf(checkpoint, args, dtype, is_compiled=True)
-        if dtype != BFLOAT16 and is_cpu:
+        if dtype not in FLOATS and args.flax:
+            engines[FLAX, dtype] = flax(checkpoint, args, dtype)
+        if dtype in (FLOAT32, INT8) and is_cpu:
             engines[CT2, dtype] = ct2(converted, args.threads, dtype)
     return engines
 
@@ -350,13 +393,18 @@ def run(sizes: list[str], args: argparse.Namespace, cache: Path) -> Iterator[lis
         gc.collect()
 
 
+def of_peers(dtype: str) -> str:
+    """What ours in this dtype is compared with."""
+    return INT8 if dtype in FLOATS else dtype
+
+
 def report(timings: list[Timing]) -> list[dict[str, Any]]:
     """The figures of a case, one record for each engine."""
     rates = {(timing.engine, timing.dtype): timing.rate() for timing in timings}
 
     def ratio(timing: Timing, peer: str) -> float | None:
         """To the peer in the same dtype, or in float32 if it has none such."""
-        other = rates.get((peer, timing.dtype), rates.get((peer, FLOAT32)))
+        other = rates.get((peer, of_peers(timing.dtype)), rates.get((peer, FLOAT32)))
         return None if other is None else timing.rate() / other
 
     return [
@@ -385,7 +433,7 @@ def comparisons(records: list[dict[str, Any]]) -> list[Comparison]:
         work = f"{ours['case']}, {ours['dtype']}"
         for other in records:
             is_other = other["engine"] != OURS or ours["dtype"] != FLOAT32 == other["dtype"]
-            is_alike = ours["dtype"] == other["dtype"] or other["engine"] == OURS
+            is_alike = of_peers(ours["dtype"]) == other["dtype"] or other["engine"] == OURS
             if ours["case"] == other["case"] and is_other and is_alike:
                 against = f"{other['engine']}, {other['dtype']}"
                 ratio = ours["tokens_per_second_median"] / other["tokens_per_second_median"]
@@ -451,6 +499,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--large", action="store_true", help="BART-large as well")
     parser.add_argument("--growth", action="store_true", help="what grows, one by one")
     parser.add_argument("--compiled", action="store_true", help="torch.compile as well")
+    parser.add_argument("--flax", type=Path, metavar="DIRECTORY")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtypes", choices=DTYPES, nargs="+", default=[FLOAT32])
     parser.add_argument("--rounds", type=int, default=5)

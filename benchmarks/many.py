@@ -27,8 +27,10 @@ from generate import (
     BOS,
     convert,
     EOS,
+    FLOATS,
     IDS,
-    INT8,
+    load,
+    of_peers,
     PAUSE,
     require,
     save_random_model,
@@ -88,11 +90,7 @@ def checkpoints(directory: Path) -> tuple[Path, Path]:
 
 def ours(checkpoint: Path, args: argparse.Namespace) -> dict[str, Answer]:
     """Both ways of this library."""
-    model = eb.BartForConditionalGeneration.from_pretrained(
-        checkpoint,
-        dtype=None if args.dtype == INT8 else args.dtype,
-        quantize=INT8 if args.dtype == INT8 else None,
-    )
+    model = load(checkpoint, args.dtype)
     settings: dict[str, Any] = {
         "min_new_tokens": FEWEST,
         "max_new_tokens": MOST,
@@ -123,7 +121,7 @@ def ours(checkpoint: Path, args: argparse.Namespace) -> dict[str, Answer]:
 def ct2(directory: Path, args: argparse.Namespace) -> dict[str, Answer]:
     """CTranslate2, with each batch size."""
     translator = require("ctranslate2", "ctranslate2").Translator(
-        str(directory), compute_type=args.dtype, intra_threads=args.threads
+        str(directory), compute_type=of_peers(args.dtype), intra_threads=args.threads
     )
 
     def answer(batch_size: int) -> Answer:
@@ -158,7 +156,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--ct2-batch-sizes", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--beams", type=int, default=1)
-    parser.add_argument("--dtype", choices=["float32", INT8], default="float32")
+    parser.add_argument("--dtype", choices=["float32", *FLOATS], default="float32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cache", type=Path)

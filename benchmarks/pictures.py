@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from generate import BFLOAT16, CT2, FLOAT32, GROWTH, HF, INT8, OURS
+from generate import BFLOAT16, CT2, FLAX, FLOAT32, FLOATS, GROWTH, HF, INT8, OURS
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator
 
 
-COLOURS = {OURS: "#0b7285", HF: "#e8590c", CT2: "#868e96"}
-SHADES = {FLOAT32: 1.0, BFLOAT16: 0.7, INT8: 0.45}
+COLOURS = {OURS: "#0b7285", HF: "#e8590c", FLAX: "#f2b705", CT2: "#868e96"}
+SHADES = {FLOAT32: 1.0, BFLOAT16: 0.7, **dict.fromkeys(FLOATS, 0.45)}
 ENGINES = [
     *((OURS, dtype) for dtype in SHADES),
     (HF, FLOAT32),
     (HF, BFLOAT16),
+    (FLAX, FLOAT32),
+    (FLAX, BFLOAT16),
     (CT2, FLOAT32),
     (CT2, INT8),
 ]

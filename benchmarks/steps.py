@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from costs import decoding, Layout, Task
-from generate import DTYPES, INT8
+from generate import INT8
 from report import Comparison, write
 from rich import box
 from rich.console import Console
@@ -164,7 +164,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", choices=SIZES, default="base")
-    parser.add_argument("--dtypes", choices=WIDTHS, nargs="+", default=[*DTYPES])
+    parser.add_argument("--dtypes", choices=WIDTHS, nargs="+", default=[*WIDTHS])
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--source", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)

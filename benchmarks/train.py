@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from environments import environment
+from environments import environment, FLAX_PACKAGES
 from report import Comparison, write
 from sizes import SIZES
 
@@ -54,13 +54,6 @@ LEARNING_RATE = 1e-4
 LEAN = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 CONFIG = SIZES["base"]
 MEMORY = {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 2**34, "top_pad": 2**28}
-FLAX_PACKAGES = (
-    "transformers==4.57.6",
-    "flax==0.12.8",
-    "jax==0.10.2",
-    "jaxlib==0.10.2",
-    "numpy==2.4.6",
-)
 
 EXAMPLES, MIXED_BATCH, MEASURED = 3200, 16, 10
 ROWS, ROW = 5, {"source_length": 512, "target_length": 96}

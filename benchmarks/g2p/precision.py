@@ -25,6 +25,9 @@ def models() -> dict[str, eb.BartForConditionalGeneration]:
         "float32": model,
         "bfloat16": load(eb.BUILTIN_MODEL, dtype="bfloat16"),
         "8 bits": eb.quantize(model),
+        "8 bits, all else in bfloat16": load(
+            eb.BUILTIN_MODEL, dtype="bfloat16", quantize="int8"
+        ),
         "8 bits, the head in floats": eb.quantize(model, keep=("shared",)),
         "8 bits, smoothed": eb.quantize(model, calibrate=calibrate),
     }

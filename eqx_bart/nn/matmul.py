@@ -40,9 +40,26 @@ def dot_transposed(
 
 def _full_dot_transposed(x: Array, weight: Array) -> Array:
     """`dot_transposed` in float32 or better."""
-    if x.shape[-2] > _FEW_ROWS:
+    rows = x.shape[-2]
+    if rows > _FEW_ROWS:
         return _full_matmul(x, weight.mT)
+    if rows <= 4 or weight.ndim > 2:
+        return _with_weight_on_left(x, weight)
+    return jax.lax.platform_dependent(
+        x, weight, cpu=_with_padded_rows, default=_with_weight_on_left
+    )
+
+
+def _with_weight_on_left(x: Array, weight: Array) -> Array:
     return jax.lax.optimization_barrier(_full_matmul(weight, x.mT)).mT
+
+
+def _with_padded_rows(x: Array, weight: Array) -> Array:
+    """`_with_weight_on_left`, which on CPUs takes less time for a power of two rows than
+    for up to seven fewer: for 16 two thirds of what it takes for 15."""
+    rows = len(x)
+    padded = jnp.pad(x, ((0, 2 ** math.ceil(math.log2(rows)) - rows), (0, 0)))
+    return _with_weight_on_left(padded, weight)[:rows]
 
 
 def matmul(
