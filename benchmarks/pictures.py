@@ -45,7 +45,7 @@ def beside(records: list[dict[str, Any]]) -> Figure:
         ]
         for record in records
     }
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
     subplots = figure.subplots(1, len(cases), squeeze=False)[0]
     for axes, case in zip(subplots, cases, strict=True):
         shown = [engine for engine in ENGINES if (case, *engine) in rates]
@@ -57,7 +57,7 @@ def beside(records: list[dict[str, Any]]) -> Figure:
         )
         for bar, (_, dtype) in zip(bars, shown, strict=True):
             bar.set_alpha(SHADES[dtype])
-        axes.bar_label(bars, fmt="%.0f", fontsize=7)
+        axes.bar_label(bars, fmt="%.0f", fontsize=6)
         axes.set_title(title_of(case), fontsize=8)
         axes.set_xticks(range(len(shown)), [dtype for _, dtype in shown])
         axes.tick_params(axis="x", labelrotation=90, labelsize=7)
@@ -65,7 +65,7 @@ def beside(records: list[dict[str, Any]]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     subplots[0].set_ylabel("tokens/s", fontsize=8)
     handles = [Patch(color=colour) for colour in COLOURS.values()]
-    figure.legend(handles, COLOURS, loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(handles, COLOURS, loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 
