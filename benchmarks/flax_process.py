@@ -6,6 +6,7 @@ Each line of standard input is `generate`'s arguments in JSON, `input_ids` among
 answer is a line of tokens. All of a call is one compiled program.
 """
 
+import functools
 import importlib
 import json
 import sys
@@ -22,19 +23,17 @@ def main() -> None:
     cls = modeling.FlaxBartForConditionalGeneration
     model = cls.from_pretrained(checkpoint, from_pt=True, dtype=jnp.dtype(dtype))
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), model.params)
-    programs = dict[str, Any]()
+
+    @functools.partial(jax.jit, static_argnames=("num_beams", "min_length", "max_length"))
+    def generate(params: Any, ids: Any, **settings: Any) -> Any:
+        mask = jnp.ones_like(ids)
+        found = model.generate(ids, attention_mask=mask, params=params, **settings)
+        return found.sequences
+
     for line in sys.stdin:
-        asked = json.loads(line)
-        ids = jnp.asarray(asked.pop("input_ids"), jnp.int32)
-        settings = json.dumps(asked)
-        if settings not in programs:
-
-            def generate(params: Any, ids: Any, asked: Any = asked) -> Any:
-                mask = jnp.ones_like(ids)
-                return model.generate(ids, attention_mask=mask, params=params, **asked)
-
-            programs[settings] = jax.jit(generate)
-        print(json.dumps(programs[settings](params, ids).sequences.tolist()), flush=True)
+        settings = json.loads(line)
+        ids = jnp.asarray(settings.pop("input_ids"), jnp.int32)
+        print(json.dumps(generate(params, ids, **settings).tolist()), flush=True)
 
 
 if __name__ == "__main__":

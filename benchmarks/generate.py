@@ -15,8 +15,8 @@ falls on all of them. A run goes from an array of ids to an array of ids and alw
 many tokens a row, since the end token is held back until then; that is checked. What is
 counted is tokens of the result, however many the beams.
 
---flax DIRECTORY adds Hugging Face's Flax BART, which transformers 5 dropped, in a process
-of its own; DIRECTORY is its virtual environment, made if it is not there.
+--flax DIRECTORY adds Hugging Face's Flax BART, which transformers 5 dropped, on the CPU and
+in a process of its own; DIRECTORY is its virtual environment, made if it is not there.
 
 The weights are made up in a temporary directory; --cache DIRECTORY keeps them for the next
 run. --large adds BART-large, which takes minutes.
@@ -26,11 +26,9 @@ import argparse
 import dataclasses
 import gc
 import importlib
-import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -44,6 +42,7 @@ import numpy as np
 import tokenizers
 import transformers
 from environments import environment, FLAX_PACKAGES
+from processes import Process
 from report import Comparison, machine, write
 from rich import box
 from rich.console import Console
@@ -296,23 +295,13 @@ def ct2(directory: Path, threads: int, dtype: str) -> Generate:
 def flax(checkpoint: Path, args: argparse.Namespace, dtype: str) -> Generate:
     """Hugging Face's Flax BART, in a process of its own."""
     python = environment(args.flax, sys.executable, FLAX_PACKAGES)
-    process = subprocess.Popen(  # noqa: S603, the command is our own
-        [python, str(Path(__file__).with_name("flax_process.py")), str(checkpoint), dtype],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "TRANSFORMERS_VERBOSITY": "error"},
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    ask, answers = process.stdin, process.stdout
+    script = Path(__file__).with_name("flax_process.py")
+    process = Process(FLAX, [python, str(script), str(checkpoint), dtype])
 
     def generate(ids: np.ndarray, case: Case) -> np.ndarray:
         length = case.new_tokens + 1  # with the start token
         settings = {"num_beams": case.beams, "min_length": length, "max_length": length}
-        ask.write(json.dumps({"input_ids": ids.tolist()} | settings) + "\n")
-        ask.flush()
-        return np.asarray(json.loads(answers.readline()))[:, 1:]
+        return np.asarray(process.ask({"input_ids": ids.tolist()} | settings))[:, 1:]
 
     return generate
 
@@ -335,7 +324,7 @@ def load_engines(
             engines[HF, dtype] = hf(checkpoint, args, dtype)
         if dtype not in FLOATS and args.compiled:
             engines[COMPILED, dtype] = hf(checkpoint, args, dtype, is_compiled=True)
-        if dtype not in FLOATS and args.flax:
+        if dtype not in FLOATS and is_cpu and args.flax:
             engines[FLAX, dtype] = flax(checkpoint, args, dtype)
         if dtype in (FLOAT32, INT8) and is_cpu:
             engines[CT2, dtype] = ct2(converted, args.threads, dtype)

@@ -8,7 +8,7 @@ lies in the page cache; the engines take turns. The time is that of `from_pretra
 of reading every weight once, since PyTorch may map a file without reading it. The peak is
 the largest resident memory of the process, in sizes of the file, all that Python and the
 libraries take included; beside it, what was resident before the load. In 8 bits it is
-`quantize="int8"` of the same file, which HF has nothing like.
+`quantize="int8"` of the same file, which HF has no counterpart of.
 """
 
 import argparse

@@ -35,7 +35,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +43,7 @@ from typing import Any
 
 import numpy as np
 from environments import environment, FLAX_PACKAGES
+from processes import Process
 from report import Comparison, write
 from sizes import SIZES
 
@@ -321,33 +321,11 @@ def child(engine: str, config: dict[str, Any]) -> None:
         print(json.dumps(figures), flush=True)
 
 
-def start(engine: str, python: str, threads: int, layers: int) -> subprocess.Popen[str]:
+def start(engine: str, python: str, threads: int, layers: int) -> Process:
     """The process of an engine."""
-    environment = os.environ | {
-        "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{k}={v}" for k, v in MEMORY.items()),
-        "PJRT_NPROC": str(threads),
-        "JAX_PLATFORMS": "cpu",
-        "TRANSFORMERS_VERBOSITY": "error",
-    }
-    return subprocess.Popen(  # noqa: S603, the command is our own
-        [python, __file__, "--child", engine, "--layers", str(layers)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-
-
-def take(engine: str, process: subprocess.Popen[str]) -> dict[str, Any]:
-    """The figures of a step of this engine, which the process runs."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write("step\n")
-    process.stdin.flush()
-    line = process.stdout.readline()
-    if not line:
-        raise SystemExit(f"The process of {engine} has ended.")
-    return json.loads(line)
+    memory = ":".join(f"glibc.malloc.{name}={value}" for name, value in MEMORY.items())
+    command = [python, __file__, "--child", engine, "--layers", str(layers)]
+    return Process(engine, command, GLIBC_TUNABLES=memory, PJRT_NPROC=str(threads))
 
 
 def rate(runs: list[dict[str, Any]]) -> float:
@@ -432,7 +410,7 @@ def main() -> None:
         layers = dict.fromkeys(("encoder_layers", "decoder_layers"), args.layers)
         child(args.child, CONFIG | layers)
         return
-    processes: dict[str, subprocess.Popen[str]] = {}
+    processes: dict[str, Process] = {}
     warm: dict[str, list[dict[str, Any]]] = {}
     for engine in args.engines or (MIXED if args.mixed else UNIFORM):
         if engine != "HF Flax" or args.flax:
@@ -440,16 +418,16 @@ def main() -> None:
             if engine == "HF Flax":
                 python = environment(args.flax, python, FLAX_PACKAGES)
             process = start(engine, python, args.threads, args.layers)
-            warm[engine] = [take(engine, process)]
+            warm[engine] = [process.ask("step")]
             for _ in range(warm[engine][0]["batches"]):  # compiles, and one more
-                warm[engine].append(take(engine, process))
+                warm[engine].append(process.ask("step"))
             processes[engine] = process
     figures: dict[str, list[dict[str, Any]]] = {engine: [] for engine in processes}
     for _ in range(args.rounds * max(runs[0]["batches"] for runs in warm.values())):
         for engine, process in processes.items():
-            figures[engine].append(take(engine, process))
+            figures[engine].append(process.ask("step"))
     for process in processes.values():
-        process.terminate()
+        process.process.terminate()
     what = "mixed lengths" if args.mixed else f"{BATCH} x ({SOURCE} + {TARGET}) tokens"
     report(
         figures, f"A training step, BART-base, {args.layers} + {args.layers} layers, {what}"

@@ -5,11 +5,12 @@ import numpy as np
 from jaxtyping import Float, Integer, PRNGKeyArray
 
 from ..nn.checks import ArrayLike
+from ..nn.matmul import power_of_two
 from ..nn.mesh import split
 from ..settings import as_id_tuple
 from .cache import GenerationCache
 from .config import GenerationConfig
-from .inputs import GenerationInputs, power_of_two
+from .inputs import GenerationInputs
 from .logits_process import logits_processors, LogitsProcessor
 from .slots import Past
 

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from ..nn.checks import ArrayLike, error_if, Mask, outside, widened
+from ..nn.matmul import power_of_two
 from ..nn.mesh import is_spread, put_rows, rows_sharding
 from ..nn.processes import on_host
 from ..nn.tree import leaves
@@ -95,11 +96,6 @@ class GenerationInputs(eqx.Module):
 def _is_by_position(x: Any, mask: Bool[ArrayLike, "batch source"] | None) -> bool:
     """Whether an array has an entry for each position of the source."""
     return mask is not None and x.shape[:2] == mask.shape
-
-
-def power_of_two(size: int) -> int:
-    """The next power of two that is no less; 1 for none."""
-    return 1 << (max(size, 1) - 1).bit_length()
 
 
 def usual_length(length: int, limit: int, smallest: int = SMALLEST_LENGTH) -> int:

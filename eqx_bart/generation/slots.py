@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
 from ..nn.cache import FirstSlot
-from .inputs import array_library, as_jax, power_of_two, SMALLEST_LENGTH
+from ..nn.matmul import power_of_two
+from .inputs import array_library, as_jax, SMALLEST_LENGTH
 from .places import Places, places_from, take_at
 
 

@@ -39,7 +39,9 @@ def dot_transposed(
 
 
 def _full_dot_transposed(x: Array, weight: Array) -> Array:
-    """`dot_transposed` in float32 or better."""
+    """`dot_transposed` in float32 or better. On CPUs a product with one matrix on the left
+    is faster for a power of two rows than for fewer: for 16 it takes two thirds of what it
+    takes for 15. For up to four rows, and for many small matrices, it is not."""
     rows = x.shape[-2]
     if rows > _FEW_ROWS:
         return _full_matmul(x, weight.mT)
@@ -55,11 +57,8 @@ def _with_weight_on_left(x: Array, weight: Array) -> Array:
 
 
 def _with_padded_rows(x: Array, weight: Array) -> Array:
-    """`_with_weight_on_left`, which on CPUs takes less time for a power of two rows than
-    for up to seven fewer: for 16 two thirds of what it takes for 15."""
-    rows = len(x)
-    padded = jnp.pad(x, ((0, 2 ** math.ceil(math.log2(rows)) - rows), (0, 0)))
-    return _with_weight_on_left(padded, weight)[:rows]
+    padded = jnp.pad(x, ((0, power_of_two(len(x)) - len(x)), (0, 0)))
+    return _with_weight_on_left(padded, weight)[: len(x)]
 
 
 def matmul(
@@ -249,6 +248,11 @@ def _with_rows(product: Callable[[Array, Array], Array], x: Array, y: Array) -> 
         return product(jnp.pad(one, padding), y)[..., :1, :].reshape(*x.shape[:-1], -1)
 
     return jax.lax.platform_dependent(x, y, cpu=of_two, default=product)
+
+
+def power_of_two(size: int) -> int:
+    """The next power of two that is no less; 1 for none."""
+    return 1 << (max(size, 1) - 1).bit_length()
 
 
 def rows_of_weights() -> Float[Array, ""]:

@@ -10,13 +10,14 @@ import numpy as np
 from jaxtyping import Integer
 
 from ..explained import explained
-from ..generation.inputs import is_traced, power_of_two, usual_length
+from ..generation.inputs import is_traced, usual_length
 from ..generation.programs import run
 from ..generation.reading import ordered, read, sorted_ahead, with_bar
 from ..models.seq2seq import Seq2SeqModel
 from ..models.sequence_classification import BartForSequenceClassification
 from ..nn.checks import checks
 from ..nn.dropout import refuse_training_mode
+from ..nn.matmul import power_of_two
 from ..nn.mesh import on_any_mesh
 from ..nn.processes import on_host
 

@@ -6,7 +6,8 @@ import torch
 from oracle import assert_close, convert, random_config, random_ids, random_model
 
 from eqx_bart.generation.call import usual_steps
-from eqx_bart.generation.inputs import GenerationInputs, power_of_two
+from eqx_bart.generation.inputs import GenerationInputs
+from eqx_bart.nn.matmul import power_of_two
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from ...config import as_id_tuple
 from ...nn.checks import ArrayLike
-from ..inputs import power_of_two
+from ...nn.matmul import power_of_two
 
 
 Scores = Float[Array, "rows vocab"]

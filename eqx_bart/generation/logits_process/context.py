@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from ...nn.checks import ArrayLike
-from ..inputs import power_of_two
+from ...nn.matmul import power_of_two
 from .base import (
     columns,
     Lengths,

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Integer
 
 from ...nn.checks import ArrayLike
-from ..inputs import power_of_two
+from ...nn.matmul import power_of_two
 from .base import Lengths, LogitsProcessor, padded, Scores, Tokens
 
 

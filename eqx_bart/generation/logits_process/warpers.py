@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from ..inputs import power_of_two
+from ...nn.matmul import power_of_two
 from ..top_k import top_k
 from .base import Lengths, LogitsProcessor, Number, number, Scores, Tokens
 
