@@ -1,5 +1,6 @@
 """The activation functions that a config may name, under HF's names."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -8,7 +9,8 @@ from jaxtyping import Array
 
 
 def _gelu(x: Array) -> Array:
-    return jax.nn.gelu(x, approximate=False)
+    # With erf, as PyTorch: the erfc of `jax.nn.gelu` takes three times as long on CPUs.
+    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 def _gelu_tanh(x: Array) -> Array:
@@ -19,8 +21,18 @@ def _quick_gelu(x: Array) -> Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-#: HF's `ACT2FN`, as far as BART checkpoints use it.
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+def _rounded_once(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """`function` in float32 at least, as PyTorch's kernels do: in 16 bits, XLA would round
+    after each operation, which is less precise and takes longer."""
+
+    def activation(x: Array) -> Array:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return function(wide).astype(x.dtype)
+
+    return activation
+
+
+_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": _gelu,
     "gelu_python": _gelu,
     "gelu_new": _gelu_tanh,
@@ -37,3 +49,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,
 }
+
+#: HF's `ACT2FN`, as far as BART checkpoints use it.
+ACTIVATIONS = {name: _rounded_once(function) for name, function in _FUNCTIONS.items()}
