@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .matmul import at_least_float32
+
 
 def _gelu(x: Array) -> Array:
     # With erf, as PyTorch: the erfc of `jax.nn.gelu` takes three times as long on CPUs.
@@ -26,7 +28,7 @@ def _rounded_once(function: Callable[[Array], Array]) -> Callable[[Array], Array
     after each operation, which is less precise and takes longer."""
 
     def activation(x: Array) -> Array:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(at_least_float32(x))
         return function(wide).astype(x.dtype)
 
     return activation
