@@ -224,9 +224,9 @@ def test_padding_outside_the_vocabulary(config):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ({"hidden_size": 48}, {"d_model": 48}),
+        ({"hidden_size": 80}, {"d_model": 80}),
         ({"num_hidden_layers": 3}, {"encoder_layers": 3, "decoder_layers": 2}),
-        ({"num_attention_heads": 3}, {"encoder_attention_heads": 3}),
+        ({"num_attention_heads": 5}, {"encoder_attention_heads": 5}),
         ({"classif_dropout": 0.3}, {"classifier_dropout": 0.3}),
         ({"torch_dtype": "float16"}, {"dtype": "float16"}),
         ({"pad_token_id": None}, {"pad_token_id": None}),

@@ -23,6 +23,7 @@ def python(page):
     return [block for block in blocks if "--8<--" not in block]
 
 
+@pytest.mark.docs
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_python(page, monkeypatch, tmp_path, recwarn):
     monkeypatch.chdir(tmp_path)

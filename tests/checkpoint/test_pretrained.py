@@ -231,7 +231,7 @@ def test_a_trunk_and_heads_for_one_another(saved, getkey, tmp_path):
         classifier = eb.BartForSequenceClassification.from_pretrained(
             directory, config=config, key=getkey()
         )
-    assert classifier.classification_head.out_proj.weight.shape == (24, 5)
+    assert classifier.classification_head.out_proj.weight.shape == (40, 5)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_all_problems_are_reported_together(saved):
 
     def spoil(tensors):
         del tensors["model.encoder.layers.0.fc1.bias"]
-        tensors["model.decoder.layers.1.fc1.weight"] = np.zeros((3, 24), np.float32)
+        tensors["model.decoder.layers.1.fc1.weight"] = np.zeros((3, 40), np.float32)
         tensors["model.encoder.layers.7.fc1.bias"] = np.zeros(3, np.float32)
 
     rewrite(directory, spoil)
@@ -299,8 +299,8 @@ def test_all_problems_are_reported_together(saved):
     assert "does not fit BartForConditionalGeneration" in message
     assert "encoder.layers.0.fc1.bias: missing" in message
     assert (
-        "decoder.layers.1.fc1.weight: the checkpoint has the shape [3, 24], the config "
-        "calls for [36, 24]"
+        "decoder.layers.1.fc1.weight: the checkpoint has the shape [3, 40], the config "
+        "calls for [36, 40]"
     ) in message
     assert "encoder.layers.7.fc1.bias: unexpected" in message
     assert "ignore_mismatched_sizes" not in message
@@ -324,7 +324,7 @@ def test_a_broken_file_is_named(saved):
     with pytest.raises(eb.CheckpointError, match=r"model.safetensors is not a safetensors"):
         eb.BartForConditionalGeneration.from_pretrained(directory)
     model.save_pretrained(directory)
-    integers = {"model.shared.weight": np.zeros((41, 24), np.int32)}
+    integers = {"model.shared.weight": np.zeros((41, 40), np.int32)}
     rewrite(directory, lambda t: t.update(integers))
     with pytest.raises(eb.CheckpointError, match=r"shared.weight is stored as int32"):
         eb.BartForConditionalGeneration.from_pretrained(directory)
@@ -398,7 +398,7 @@ def test_another_vocabulary_than_the_config(size, saved, getkey):
     model, directory = saved
     config = eb.BartConfig.from_pretrained(directory, vocab_size=size)
     load = eb.BartForConditionalGeneration.from_pretrained
-    message = r"shared.weight: the checkpoint has the shape \[41, 24\].*ignore_mismatched"
+    message = r"shared.weight: the checkpoint has the shape \[41, 40\].*ignore_mismatched"
     with pytest.raises(eb.CheckpointError, match=message):
         load(directory, config=config)
     with warnings.catch_warnings(record=True) as caught:
@@ -407,7 +407,7 @@ def test_another_vocabulary_than_the_config(size, saved, getkey):
     words = " ".join(str(w.message) for w in caught)
     assert "final_logits_bias is 41 wide" in words
     assert ("shared.weight: drawn at random" in words) == (size > 41)
-    assert loaded.model.shared.weight.shape == (size, 24)
+    assert loaded.model.shared.weight.shape == (size, 40)
     both = min(size, 41)
     assert np.array_equal(
         loaded.model.shared.weight[:both], model.model.shared.weight[:both]
@@ -421,7 +421,7 @@ def test_another_vocabulary_than_the_config(size, saved, getkey):
             load(directory, config=config, ignore_mismatched_sizes=True)
 
 
-@pytest.mark.parametrize("shape", [(41, 23), (41 * 24,), (41, 24, 1)])
+@pytest.mark.parametrize("shape", [(41, 39), (41 * 40,), (41, 40, 1)])
 def test_only_the_vocabulary_may_be_of_another_size(shape, saved, getkey):
     _, directory = saved
     table = np.zeros(shape, np.float32)
@@ -437,12 +437,12 @@ def test_another_head_than_the_config(config, getkey, tmp_path):
     model.save_pretrained(tmp_path)
     other = eb.BartConfig.from_pretrained(tmp_path, num_labels=7)
     load = eb.BartForSequenceClassification.from_pretrained
-    message = r"out_proj.weight: .*shape \[3, 24\].*ignore_mismatched"
+    message = r"out_proj.weight: .*shape \[3, 40\].*ignore_mismatched"
     with pytest.raises(eb.CheckpointError, match=message):
         load(tmp_path, config=other)
     with pytest.warns(UserWarning, match=r"out_proj.*drawn at random"):
         loaded = load(tmp_path, config=other, ignore_mismatched_sizes=True, key=getkey())
-    assert loaded.classification_head.out_proj.weight.shape == (24, 7)
+    assert loaded.classification_head.out_proj.weight.shape == (40, 7)
     assert_same(loaded.classification_head.dense, model.classification_head.dense)
     assert_same(loaded.model, model.model)
 
@@ -456,7 +456,7 @@ def test_a_new_head_in_one_call(saved, getkey):
             directory, id2label=names, torch_dtype="bfloat16", revision=None, key=getkey()
         )
     assert classifier.config.id2label == names
-    assert classifier.classification_head.out_proj.weight.shape == (24, 5)
+    assert classifier.classification_head.out_proj.weight.shape == (40, 5)
     assert classifier.model.shared.weight.dtype == jnp.bfloat16
     assert_same(
         classifier.model.shared.weight, model.model.shared.weight.astype("bfloat16")

@@ -151,5 +151,5 @@ def test_shapes_are_checked(adapted):
     attention = adapted.model.encoder.layers[0].self_attn
     layer = eqx.tree_at(lambda a: a.out_proj.adapter, attention, wrong)
     model = eqx.tree_at(lambda m: m.model.encoder.layers[0].self_attn, adapted, layer)
-    with pytest.raises(jaxtyping.TypeCheckError, match=r"(inner|d_in)=32"):
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"(inner|d_in)=48"):
         model(IDS, MASK)

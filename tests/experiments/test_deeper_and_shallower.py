@@ -86,7 +86,7 @@ def test_shapes_are_checked(tmp_path):
     config = dataclasses.replace(CONFIG, d_model=24)
     other = checkpoint(tmp_path / "other", config).model.decoder.layers[0]
     wrong_model = eqx.tree_at(lambda m: m.model.decoder.layers[1], model, other)
-    with pytest.raises(jaxtyping.TypeCheckError, match=r"(inner|d_in|d_model)=32"):
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"(inner|d_in|d_model)=48"):
         wrong_model(IDS, MASK)
     cache = model.init_cache(model.encode(IDS, MASK), 4)
     deeper = with_decoder_layers(model, [0, 1, 2, 2])

@@ -92,7 +92,7 @@ def test_names_are_the_layers_own(tmp_path):
     assert not any("feed_forward" in name or "fc1" in name for name in names)
 
 
-@pytest.mark.parametrize("sizes", [(31, 32), (32, 31), (32, 1)])
+@pytest.mark.parametrize("sizes", [(31, 48), (48, 31), (48, 1)])
 def test_shapes_are_checked(sizes):
     """Of what the block reads, and of what it returns: 1 would be broadcast."""
     model = eqx.nn.inference_mode(SwiGLUBart(CONFIG, key=jax.random.key(1)))
@@ -103,6 +103,6 @@ def test_shapes_are_checked(sizes):
     wrong_model = eqx.tree_at(
         lambda m: m.model.decoder.layers[0].feed_forward, model, block
     )
-    axis = "(inner|d_in)=32" if d_in == 31 else "d_model=32"
+    axis = "(inner|d_in)=48" if d_in == 31 else "d_model=48"
     with pytest.raises(jaxtyping.TypeCheckError, match=axis):
         wrong_model(IDS, MASK)

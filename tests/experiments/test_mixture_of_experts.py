@@ -164,7 +164,7 @@ def test_its_gradient_reaches_the_router(model):
 
 
 def test_shapes_are_checked(model):
-    wrong = eb.nn.Linear(31, 32, init_std=1.0, key=jax.random.key(1))
+    wrong = eb.nn.Linear(31, 48, init_std=1.0, key=jax.random.key(1))
     wrong_model = eqx.tree_at(
         lambda m: m.model.decoder.layers[1].feed_forward.experts[2].fc2, model, wrong
     )

@@ -125,5 +125,5 @@ def test_it_copies(model, side):
 def test_shapes_are_checked(model):
     gate = eb.nn.Linear(31, 1, init_std=1.0, key=jax.random.key(1))
     wrong = eqx.tree_at(lambda m: m.head.gate, model, gate)
-    with pytest.raises(jaxtyping.TypeCheckError, match=r"(inner|d_in)=32"):
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"(inner|d_in)=48"):
         wrong(IDS, MASK)

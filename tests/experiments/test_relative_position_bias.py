@@ -139,7 +139,7 @@ def test_relative_position_bias(tmp_path):
     assert len(jax.tree.leaves(model)) == len(jax.tree.leaves(bart)) + 2
 
     layer = model.model.decoder.layers[1]
-    states, positions = jnp.ones((2, 3, 32)), jnp.arange(3)[None]
+    states, positions = jnp.ones((2, 3, 48)), jnp.arange(3)[None]
     keys = layer.self_attn.key_values(states, positions)
     with pytest.raises(jaxtyping.TypeCheckError, match=r"(?s)bias.*keys"):
         layer.self_attn(states, positions, keys, jnp.arange(4)[None], None, key=None)

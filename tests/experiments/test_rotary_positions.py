@@ -95,7 +95,7 @@ def test_rotary_positions(tmp_path):
 
     check_all(model, new, tmp_path / "rotary")
     attention = model.model.decoder.layers[0].self_attn
-    states, positions = jnp.ones((2, 3, 32)), jnp.arange(3)[None]
+    states, positions = jnp.ones((2, 3, 48)), jnp.arange(3)[None]
     with pytest.raises(jaxtyping.TypeCheckError, match="length"):
         attention.key_values(states, jnp.arange(4)[None])
     keys = attention.key_values(states, positions)

@@ -93,5 +93,5 @@ def test_shapes_are_checked(tmp_path):
     wrong_model = eqx.tree_at(
         lambda m: m.model.decoder.layers.layer.feed_forward.fc2, model, wrong
     )
-    with pytest.raises(jaxtyping.TypeCheckError, match="d_model=32"):
+    with pytest.raises(jaxtyping.TypeCheckError, match="d_model=48"):
         wrong_model(IDS, MASK)

@@ -127,7 +127,7 @@ def test_sliding_window(tmp_path):
     _, wide = windowed(tmp_path / "bart", 5)
     assert_close(eqx.filter_jit(wide)(IDS, MASK).logits, expected, 1e-5)
     attention = model.model.encoder.layers[0].self_attn
-    states, positions = jnp.ones((2, 3, 32)), jnp.arange(3)[None]
+    states, positions = jnp.ones((2, 3, 48)), jnp.arange(3)[None]
     keys = attention.key_values(states, positions)
     with pytest.raises(jaxtyping.TypeCheckError, match="d_in=31"):
         attention(states[..., :31], positions, keys, positions, None, key=None)

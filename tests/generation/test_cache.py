@@ -266,7 +266,7 @@ def test_a_decoder_alone(config, has_encoder):
     source = {}
     if has_encoder:
         mask = random_mask(rng, 3, 5)
-        states = rng.normal(size=(3, 5, 24)).astype(np.float32)
+        states = rng.normal(size=(3, 5, 40)).astype(np.float32)
         source = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
     prompt, mask = left_padded([[3, 4, 5], [6, 7, 8, 9, 10], [11]])
     first = model.generate(prompt, mask, **source, max_new_tokens=6, output_cache=True)

@@ -21,7 +21,7 @@ from eqx_bart.generation.mixin import GenerationMixin
 NAMES = ["BartForConditionalGeneration", "BartForCausalLM"]
 CONFIG = eb.BartConfig(
     vocab_size=31,
-    d_model=16,
+    d_model=40,
     encoder_layers=1,
     decoder_layers=2,
     encoder_attention_heads=2,

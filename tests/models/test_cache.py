@@ -38,7 +38,7 @@ def test_positions_follow_one_another_unless_they_are_given(cache):
 
 def test_what_fits_exactly_is_taken_and_no_more(cache, config):
     def embeds(rows, tokens):
-        return jnp.ones((rows, tokens, 24))
+        return jnp.ones((rows, tokens, 40))
 
     assert np.array_equal(cache.checked(config, embeds(2, 3)), embeds(2, 3))
     empty = BartCache(config, 2, 5, ())

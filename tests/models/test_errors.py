@@ -39,7 +39,7 @@ def test_a_wrong_shape_names_the_axis_and_both_sizes(model, cache):
     assert "i64[2,4]" in message
     with pytest.raises(jaxtyping.TypeCheckError) as error:
         model.encode(inputs_embeds=jnp.ones((2, 3, 25)))
-    assert "f32[1,3,24]" in str(error.value)
+    assert "f32[1,3,40]" in str(error.value)
     assert "d_model=25" in str(error.value)
     for wrong in (
         lambda: model(IDS[0]),
@@ -183,7 +183,7 @@ def test_integers_of_any_width(dtype, getkey):
 
 
 def test_ids_and_embeddings_exclude_one_another(model):
-    embeds = jnp.ones((2, 3, 24))
+    embeds = jnp.ones((2, 3, 40))
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds, not both"):
         model.encode(IDS, inputs_embeds=embeds)
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds, not neither"):

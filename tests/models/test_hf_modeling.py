@@ -21,7 +21,7 @@ import eqx_bart as eb
 
 CONFIG = eb.BartConfig(
     vocab_size=53,
-    d_model=16,
+    d_model=40,
     encoder_layers=1,
     decoder_layers=2,
     encoder_attention_heads=2,
@@ -29,7 +29,7 @@ CONFIG = eb.BartConfig(
     encoder_ffn_dim=12,
     decoder_ffn_dim=20,
     max_position_embeddings=24,
-    init_std=0.3,
+    init_std=0.2,
 )
 BATCH, SOURCE, TARGET = 3, 7, 5
 SEQ2SEQ = [name for name in CLASSES if name != "BartForCausalLM"]

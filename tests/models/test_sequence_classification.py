@@ -46,10 +46,10 @@ def test_a_classifier_needs_ids_of_the_decoders_length(config, getkey):
     ids = np.array([[5, 6, 2]])
     with pytest.raises(ValueError, match="it read 2, the encoder 3"):
         model(ids, decoder_input_ids=ids[:, 1:])
-    embeds = jnp.ones((1, 3, 24))
+    embeds = jnp.ones((1, 3, 40))
     with pytest.raises(ValueError, match="BartForSequenceClassification needs input_ids"):
         model(inputs_embeds=embeds, decoder_input_ids=ids)
-    encoder_outputs = eb.BaseModelOutput(jnp.ones((1, 3, 24)))
+    encoder_outputs = eb.BaseModelOutput(jnp.ones((1, 3, 40)))
     outputs = eqx.filter_jit(model)(ids, encoder_outputs=encoder_outputs)
     assert outputs.logits.shape == (1, 3)
     assert outputs["logits"] is outputs[0] is outputs.to_tuple()[0]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from conftest import with_slow
 from jax.test_util import check_grads
 
 from eqx_bart.nn.matmul import (
@@ -92,7 +93,7 @@ def test_sums_of_products_are_the_same_for_every_platform(shape, getkey):
         assert np.allclose(_product_by_columns(left, right), matmul(left, right), rtol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 17, 32, 33])
+@pytest.mark.parametrize("rows", with_slow(1, 17, 33, slow=[2, 32]))
 @pytest.mark.parametrize("batch", [(), (2, 3)])
 def test_products_with_a_transpose_have_derivatives_of_either_mode(batch, rows, getkey):
     with jax.enable_x64(True):

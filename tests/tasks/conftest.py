@@ -58,6 +58,6 @@ def generator():
 
 def small(kind):
     labels = ["contradiction", "neutral", "entailment"]
-    config = SMALL.updated(decoder_layers=1, init_std=0.5, id2label=labels)
+    config = SMALL.updated(decoder_layers=1, init_std=0.35, id2label=labels)
     model = eqx.filter_jit(lambda key: kind(config, key=key))(jax.random.key(0))
     return eqx.nn.inference_mode(model)

@@ -277,8 +277,8 @@ def test_a_decoder_alone(config, batches, getkey, double):
     packed, padded = batches
     model = eqx.nn.inference_mode(eb.BartForCausalLM(config, key=getkey()))
     model = eqx.filter_jit(eb.cast(model, "float64"))
-    states = jax.random.normal(getkey(), (*padded.input_ids.shape, 24), jnp.float64)
-    packed_states = np.zeros((*packed.input_ids.shape, 24))
+    states = jax.random.normal(getkey(), (*padded.input_ids.shape, 40), jnp.float64)
+    packed_states = np.zeros((*packed.input_ids.shape, 40))
     for i, (row, is_token) in enumerate(zip(states, padded.attention_mask, strict=True)):
         packed_states[packed.segment_ids == i + 1] = row[is_token]
     ids, separate_ids = (np.where(x.labels == -100, 5, x.labels) for x in batches)
@@ -346,7 +346,7 @@ def test_layers_of_ones_own_need_no_edit(config, batches, getkey):
     layers = tuple(Probe(layer) for layer in model.decoder.layers)
     model = eqx.tree_at(lambda m: m.model.decoder.layers, model, layers)
     segments, queries = batch.segment_ids, batch.decoder_segment_ids
-    states = jnp.ones((*segments.shape, 24))
+    states = jnp.ones((*segments.shape, 40))
     source = (eb.nn.Source(states, segment_ids=jnp.asarray(segments)),)
     ids = np.where(batch.labels == -100, 5, batch.labels)
     calls = {"encoder_outputs": source, "decoder_segment_ids": queries}

@@ -189,8 +189,8 @@ def test_only_adapters_are_trained(config, getkey):
     adapted = eb.lora(model, 2, key=getkey())
     assert np.array_equal(logits(adapted, ids), before)
     parameters, rest = eqx.partition(adapted, eb.trainable(adapted))
-    # 1 + 2 + 2 attentions with two adapters of 2 * (24 + 24) each.
-    assert sum(x.size for x in leaves(parameters)) == 5 * 2 * 96
+    # 1 + 2 + 2 attentions with two adapters of 2 * (40 + 40) each.
+    assert sum(x.size for x in leaves(parameters)) == 5 * 2 * 160
 
     @jax.jit
     def loss_and_grads(parameters):
@@ -232,7 +232,7 @@ def test_a_vocabulary_is_resized_beside_adapters(config, getkey):
     model = eb.BartForConditionalGeneration(config, key=getkey())
     adapted = eb.lora(model, 2, key=getkey())
     resized = adapted.resize_token_embeddings(50, mean_resizing=True)
-    assert resized.model.shared.weight.shape == (50, 24)
+    assert resized.model.shared.weight.shape == (50, 40)
     layer, old = (m.model.decoder.layers[1] for m in (resized, adapted))
     assert eqx.tree_equal(layer, old)
 
@@ -294,16 +294,16 @@ B = A.replace("lora_A", "lora_B")
         ({"tensors": {A: None}}, r"decoder\.layers\.0\.self_attn\.q_proj has half of"),
         (
             {"tensors": {A: np.zeros((2, 7))}},
-            r"shapes \[2, 7\] and \[24, 2\].*\[rank, 24\]",
+            r"shapes \[2, 7\] and \[40, 2\].*\[rank, 40\]",
         ),
         (
-            {"tensors": {A: np.zeros((0, 24)), B: np.zeros((24, 0))}},
-            r"shapes \[0, 24\] and \[24, 0\]",
+            {"tensors": {A: np.zeros((0, 40)), B: np.zeros((40, 0))}},
+            r"shapes \[0, 40\] and \[40, 0\]",
         ),
-        ({"tensors": {A: np.zeros((2, 24), int)}}, "stored as int64, not as floats"),
-        ({"tensors": {A.replace("decoder", "other"): np.zeros((2, 24))}}, "no place for"),
+        ({"tensors": {A: np.zeros((2, 40), int)}}, "stored as int64, not as floats"),
+        ({"tensors": {A.replace("decoder", "other"): np.zeros((2, 40))}}, "no place for"),
         (
-            {"tensors": {"base_model.model.classification_head.dense.bias": np.zeros(24)}},
+            {"tensors": {"base_model.model.classification_head.dense.bias": np.zeros(40)}},
             r"no place for the adapter's classification_head\.dense\.bias",
         ),
         (
@@ -329,7 +329,7 @@ def test_adapters_are_drawn_as_pefts(config, getkey):
     which is that of `torch.nn.Linear`; `lora_B` is 0."""
     model = eb.lora(eb.BartModel(config, key=getkey()), 50, ["fc1", "fc2"], key=getkey())
     layer = model.encoder.layers[0]
-    for linear, width in ((layer.fc1, 24), (layer.fc2, 40)):
+    for linear, width in ((layer.fc1, 40), (layer.fc2, 56)):
         drawn = np.asarray(linear.lora_A) * width**0.5
         assert np.max(np.abs(drawn)) <= 1
         assert np.allclose(np.quantile(drawn, [0.25, 0.5, 0.75]), [-0.5, 0, 0.5], atol=0.1)

@@ -103,7 +103,7 @@ def test_parts_are_frozen_wherever_they_are(config, getkey):
         trunk: eb.BartModel
         head: eqx.nn.Linear
 
-    head = eqx.nn.Linear(24, 3, key=getkey())
+    head = eqx.nn.Linear(40, 3, key=getkey())
     tagger = Tagger(eb.BartModel(config, key=getkey()), head)
     chosen = eb.trainable(tagger, freeze_encoder=True)
     assert not any(jax.tree.leaves(chosen.trunk.encoder))
