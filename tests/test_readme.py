@@ -16,6 +16,7 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.docs
 def test_python(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     assert len(blocks("python")) == 8

@@ -179,6 +179,7 @@ def test_streams_steps_and_jit(models):
         assert np.allclose(output.sequences_scores, whole.sequences_scores, 1e-5)
 
 
+@pytest.mark.slow
 def test_many_beams_in_slots_of_their_own(models, monkeypatch):
     """Beams that each have a row of the cache are those that share one."""
     shared = models[1].generate(IDS, **TWO)
