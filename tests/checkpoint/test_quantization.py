@@ -123,7 +123,7 @@ def test_generation(model, settings):
     jitted = eqx.filter_jit(quantized.generate)(IDS, MASK, max_new_tokens=5, **settings)
     assert np.array_equal(found.sequences, jitted.sequences)
     logits, plain = (eqx.filter_jit(x)(IDS, MASK).logits for x in (quantized, model))
-    # A product of 40 entries is off by 0.7 %, and there are some ten of them in a row.
+    # A product of 40 entries is off by 0.8 %, and there are some ten of them in a row.
     assert 0 < jnp.abs(logits - plain).mean() < 0.1 * jnp.abs(plain).mean()
 
 

@@ -46,9 +46,8 @@ def test_each_switch_works_by_key_and_is_off_in_inference_mode(switch, config, g
 
 
 def test_attention_dropout_zeroes_and_rescales_the_weights(config, getkey):
-    model = build(
-        "BartModel", config, {"attention_dropout": 0.25, "init_std": 0.1}, getkey()
-    )
+    changes = {"attention_dropout": 0.25, "init_std": 0.1}
+    model = build("BartModel", config, changes, getkey())
     ids = np.tile(np.arange(3, 13), (64, 1))
     encode = eqx.filter_jit(model.encode)
     weights = encode(ids, output_attentions=True, key=getkey()).attentions[0]
@@ -103,8 +102,7 @@ def test_dropout_spreads_states_and_logits_as_in_pytorch(switch):
         expected = theirs.train()(torch.from_numpy(ids))
     outputs = eqx.filter_jit(ours)(ids, key=jax.random.key(0))
     for name in ("encoder_last_hidden_state", "logits"):
-        a = np.asarray(getattr(outputs, name), float)
-        b = getattr(expected, name).numpy().astype(float)
+        a, b = np.asarray(getattr(outputs, name)), getattr(expected, name).numpy()
         is_random = np.all(b.std(0) > 1e-3)
         assert is_random or (name, switch) == (
             "encoder_last_hidden_state",
