@@ -11,7 +11,7 @@ from .matmul import at_least_float32
 
 
 def _gelu(x: Array) -> Array:
-    # By erf, as PyTorch: on CPUs the erfc of `jax.nn.gelu` takes two to three times as long.
+    # By erf, as PyTorch: the erfc of `jax.nn.gelu` takes twice as long or more on CPUs.
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
