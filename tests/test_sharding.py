@@ -17,8 +17,10 @@ import eqx_bart as eb
 
 
 TESTS = pathlib.Path(__file__).parent
+ALONE = ("data=4", "fsdp=4", "tensor=4")
 PAIRS = ("data=2,fsdp=2", "data=2,tensor=2", "fsdp=2,tensor=2")
-MESHES = ("data=4", "fsdp=4", "tensor=4", *PAIRS, "data=2,fsdp=2,tensor=2")
+TOGETHER = ("data=2,fsdp=2,tensor=2",)
+MESHES = (*ALONE, *PAIRS, *TOGETHER)
 
 
 def abstract_mesh(**sizes):
@@ -225,7 +227,7 @@ def test_on_one_device_nothing_changes(config):
 @pytest.mark.devices
 @pytest.mark.parametrize(
     ("types", "meshes"),
-    [("explicit", MESHES), ("automatic", MESHES), ("mixed", MESHES[-1:])],
+    [("explicit", PAIRS), ("automatic", (*ALONE, *TOGETHER)), ("mixed", TOGETHER)],
     ids=["explicit", "automatic", "mixed"],
 )
 def test_every_mesh_computes_what_one_device_does(types, meshes):
@@ -234,8 +236,7 @@ def test_every_mesh_computes_what_one_device_does(types, meshes):
 
 @pytest.mark.devices
 def test_every_call_does():
-    arguments = ("explicit", "all", "data=2,fsdp=2,tensor=2")
-    assert on_devices(8, TESTS / "sharded.py", *arguments) == "done"
+    assert on_devices(8, TESTS / "sharded.py", "explicit", "all", *TOGETHER) == "done"
 
 
 @pytest.mark.slow
