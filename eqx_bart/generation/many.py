@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ..nn.matmul import power_of_two
 from ..nn.mesh import on_any_mesh
 from ..nn.processes import on_host
 from .call import GenerationCall, LoopInputs
-from .inputs import GenerationInputs, usual_length
+from .inputs import GenerationInputs, SMALLEST_LENGTH, usual_length
 from .output import GenerationOutput
 from .programs import run, run_over
 from .reading import read, sorted_ahead
@@ -167,7 +168,9 @@ class _RunningBatch:
         self._loop = loop
         self._places: list[Input | None] = [None] * batch_size
         self._prompt_length = 1
+        self._longest_source = 0
         self._axes: _Axes | None = None
+        self._axes_of_answers: _Axes | None = None
         self._state: GenerationState | None = None
 
     @property
@@ -187,6 +190,8 @@ class _RunningBatch:
 
     def add(self, part: list[Input]) -> None:
         """Starts these."""
+        sources = (one.source_length for one in part)
+        self._longest_source = max(self._longest_source, *sources)
         if (longest := self._usual_prompt(part)) > self._prompt_length:
             self._prompt_length, self._state = longest, None
         free = [place for place, one in enumerate(self._places) if one is None]
@@ -201,7 +206,7 @@ class _RunningBatch:
 
     def next_ended(self) -> Iterator[tuple[int, GenerationOutput]]:
         """Goes on until some have ended, and answers these."""
-        assert self._axes is not None
+        assert self._axes_of_answers is not None
         assert self._state is not None
         is_taken = np.asarray([one is not None for one in self._places])
         enough = np.asarray(min(self.part_size, is_taken.sum()), np.int32)
@@ -212,7 +217,8 @@ class _RunningBatch:
             places = ended[first : first + self.part_size].astype(np.int32)
             missing = self.part_size - len(places)
             padded = np.pad(places, (0, missing), mode="edge")
-            output = jax.tree.map(on_host, _output(self._axes, state, padded))
+            output = _output(self._axes_of_answers, _without_cache(state), padded)
+            output = jax.tree.map(on_host, output)
             for i, place in enumerate(places):
                 one = self._places[place]
                 assert one is not None
@@ -225,7 +231,9 @@ class _RunningBatch:
         """The state, with as many places of the source as the longest that is answered."""
         if self._axes is None:
             shorter = self._loop_inputs(part * 2, self._usual_source(part) - 1)
-            self._axes = _Axes.between(new, self._loop.shapes(shorter))
+            shapes = self._loop.shapes(shorter)
+            self._axes = _Axes.between(new, shapes)
+            self._axes_of_answers = _Axes.between(*map(_without_cache, (new, shapes)))
         if self._state is None:
             everywhere = np.zeros(len(self._places), np.int32)
             return self._axes, _take(self._axes, new, everywhere)
@@ -235,14 +243,12 @@ class _RunningBatch:
         return self._axes, self._state
 
     def _usual_source(self, inputs: list[Input]) -> int:
-        return self._usual(max(one.source_length for one in inputs))
+        length = max(one.source_length for one in inputs)
+        return padded_length(length, self._longest_source, self._loop.max_positions)
 
     def _usual_prompt(self, inputs: list[Input]) -> int:
         longest = max(one.prompt_length for one in inputs)
-        return 1 if longest == 1 else self._usual(longest)
-
-    def _usual(self, length: int) -> int:
-        return usual_length(length, self._loop.max_positions)
+        return 1 if longest == 1 else usual_length(longest, self._loop.max_positions)
 
     def _loop_inputs(self, part: list[Input], source_length: int) -> LoopInputs:
         """What the loop is given for these, with a source of this length."""
@@ -267,6 +273,12 @@ class _RunningBatch:
             slice(None),
             slice(one.source_length),
         )
+
+
+def padded_length(length: int, longest: int, limit: int) -> int:
+    """What a source is padded to where the longest has so many tokens: one of twelve
+    lengths, since each has programs of its own, of which not many are kept."""
+    return usual_length(length, limit, max(power_of_two(longest) // 16, SMALLEST_LENGTH))
 
 
 def _stacked(rows: list[Any], length: int) -> np.ndarray:
@@ -372,6 +384,11 @@ def _with_source(axes: _Axes, state: GenerationState, length: int) -> Generation
         return jax.lax.slice_in_dim(x, 0, length, axis=axis)
 
     return _mapped(resize, axes.source, state)
+
+
+def _without_cache(state: GenerationState) -> GenerationState:
+    """What the answers are made from, which has the same shapes for any source."""
+    return eqx.tree_at(lambda state: state.slots, state, None)
 
 
 def _answered(axes: _Axes, state: GenerationState, inputs: Array) -> GenerationOutput:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import eqx_bart as eb
+from eqx_bart.generation.many import padded_length
+from eqx_bart.generation.programs import _program, MOST_PROGRAMS
 
 
 KEY = jax.random.key(3)
@@ -149,3 +151,27 @@ def test_prompts_of_many_lengths(decoder):
     for number, output in decoder.generate_many(inputs, batch_size=3, max_new_tokens=4):
         expected = decoder.generate(np.asarray([inputs[number]]), max_new_tokens=4)
         assert_same(output, expected)
+
+
+@pytest.mark.parametrize("longest", [5, 16, 100, 255, 600, 1000, 1024])
+def test_sources_are_padded_to_few_lengths(longest):
+    limit = max(longest, 1000)
+    found = {n: padded_length(n, longest, limit) for n in range(1, longest + 1)}
+    assert len({*found.values()}) <= 12
+    for length, padded in found.items():
+        assert length <= padded <= limit
+        assert padded <= max(1.25 * length, length + longest / 8, length + 16)
+
+
+@pytest.mark.slow
+def test_few_programs_for_inputs_of_every_length(config):
+    """Each is compiled once, whatever comes after it, and none has to make room."""
+    config = config.updated(max_position_embeddings=1024)
+    model = eb.BartForConditionalGeneration(config, key=jax.random.key(0))
+    model = eqx.nn.inference_mode(model)
+    rng = np.random.default_rng(0)
+    inputs = [rng.integers(3, 41, n) for n in rng.integers(1, 1025, 3 * 512)]
+    _program.cache_clear()
+    for _ in model.generate_many(inputs, batch_size=16, max_new_tokens=3):
+        pass
+    assert _program.cache_info().misses <= MOST_PROGRAMS
