@@ -20,6 +20,7 @@ SHARED_DATA = TESTS.parents[1] / "shared" / "data"
 STRICT = ("cli", "generation", "models", "tasks")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """The tests of a file run in one process, where they share what they compile. Those of
     devices and of the documentation share nothing."""
