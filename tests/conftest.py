@@ -20,15 +20,6 @@ SHARED_DATA = TESTS.parents[1] / "shared" / "data"
 STRICT = ("cli", "generation", "models", "tasks")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """The tests of a file run in one process, where they share what they compile. Those of
-    devices and of the documentation share nothing."""
-    for item in items:
-        if not (item.get_closest_marker("devices") or item.get_closest_marker("docs")):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 def with_slow(*quick, slow):
     """The cases of a test, of which those that are not `quick` are slow tests."""
     rest = [case for case in slow if case not in quick]
