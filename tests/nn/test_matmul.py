@@ -19,9 +19,9 @@ from eqx_bart.nn.matmul import (
 
 @pytest.fixture
 def normal():
-    """A function that draws an array of a shape, in float32."""
+    """A function that draws an array of a shape and a dtype."""
     rng = np.random.default_rng(0)
-    return lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    return lambda shape, dtype="float32": jnp.asarray(rng.normal(size=shape), dtype)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -42,7 +42,7 @@ def normal():
 )
 def test_products_in_half_precision(product, left, right, dtype, normal):
     shapes = left, right, (*left[:-1], right[-1])
-    x, y, weights = (normal(shape).astype(dtype) for shape in shapes)
+    x, y, weights = (normal(shape, dtype) for shape in shapes)
     exact = [torch.from_numpy(np.asarray(a, np.float64)) for a in (x, y, weights)]
     if product is dot_transposed:
         y = y.mT
@@ -74,7 +74,7 @@ def test_products_in_half_precision(product, left, right, dtype, normal):
 )
 def test_products_in_float64_have_derivatives_of_either_mode(left, right, normal):
     with jax.enable_x64(True):
-        x, y = (normal(shape).astype("float64") for shape in (left, right))
+        x, y = (normal(shape, "float64") for shape in (left, right))
         check_grads(jax.jit(matmul), (x, y), order=2)
         check_grads(jax.jit(lambda x: matmul(x, y)), (x,), order=1)
         check_grads(jax.jit(lambda y: matmul(x, y)), (y,), order=1)
@@ -95,7 +95,7 @@ def test_what_is_frozen_costs_nothing(normal):
 
 @pytest.mark.parametrize("shape", [(48,), (2, 3, 16), (5, 7)])
 def test_sums_of_products_are_the_same_for_every_platform(shape, normal):
-    x, y = (normal((*shape, d)).astype("bfloat16") for d in (3, 4))
+    x, y = (normal((*shape, d), "bfloat16") for d in (3, 4))
     assert np.allclose(_sum_of_rows(x, y), _sum_of_matrices(x, y), rtol=1e-5, atol=1e-5)
     matrix = y.reshape(-1, 4)[:3]
     for left, right in ((x, matrix), (y, matrix.T)):
@@ -106,8 +106,8 @@ def test_sums_of_products_are_the_same_for_every_platform(shape, normal):
 @pytest.mark.parametrize("batch", [(), (2, 3)])
 def test_products_with_a_transpose_have_derivatives_of_either_mode(batch, rows, normal):
     with jax.enable_x64(True):
-        x = normal((*batch, rows, 6)).astype("float64")
-        weight = normal((*batch, 5, 6)).astype("float64")
+        x = normal((*batch, rows, 6), "float64")
+        weight = normal((*batch, 5, 6), "float64")
         found = jax.jit(dot_transposed)(x, weight)
         assert np.allclose(found, np.asarray(x) @ np.asarray(weight.mT), rtol=1e-12)
         check_grads(jax.jit(dot_transposed), (x, weight), order=2)
