@@ -90,7 +90,7 @@ def _strip(phonemes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(phoneme.rstrip(STRESSES) for phoneme in phonemes)
 
 
-def edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
+def edit_distance(a: Sequence[object], b: Sequence[object]) -> int:
     """The Levenshtein distance."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
