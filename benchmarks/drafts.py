@@ -4,16 +4,19 @@ pip install -e '.[test]'
 python benchmarks/drafts.py [--size base] [--rows 1 8] [--dtype float32] [--rounds 3]
 
 The weights are random, so answers are replayed: a logits processor forces them, at the
-price of a pass over the vocabulary. A share of the tokens of an answer is that of the
-source at the same place, and the others are random: 0 is an answer that copies nothing, and
-at 0.9 a run of copied tokens is 9 long on average. Or an answer is what an extractive
-summariser writes: whole sentences of the source, of 10 to 40 tokens, in any order. All ways
-take turns. The tokens are checked to be the same.
+price of a pass over the vocabulary. An answer copies nothing; or it is what a denoiser,
+which `denoiser.py` trains, has answered to a text of which 5% or 15% of the words are
+masked; or it is as an extractive summariser writes, whole sentences of the source, of 10 to
+40 tokens, in any order. All ways take turns. The tokens are checked to be the same. One row
+is measured with four sources, one after the other. The denoiser is trained in minutes, or
+--cache DIRECTORY has its answers.
 """
 
 import argparse
 import statistics
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from denoiser import denoised, RATIOS
 from report import Comparison, write
 from sizes import SIZES
 
@@ -28,7 +32,8 @@ import eqx_bart as eb
 
 
 SOURCE, NEW_TOKENS, VOCABULARY = 256, 128, 50265
-COPIED = (0.0, 0.5, 0.9, "sentences")
+#: How many sources a time is of, at least.
+LEAST_SOURCES = 4
 NUM_DRAFTS = (None, 4, 8, 16)
 
 
@@ -52,6 +57,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cache", type=Path, help="where to keep what a denoiser answers")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     config = eb.BartConfig(vocab_size=VOCABULARY, **SIZES[options.size])
@@ -61,9 +67,11 @@ def main() -> None:
         lambda x: x.astype(options.dtype) if eqx.is_inexact_array(x) else x, model
     )
     found = []
+    with tempfile.TemporaryDirectory() as temporary:
+        trained = denoised(options.cache or Path(temporary))
     for rows in options.rows:
-        for copied in COPIED:
-            seconds = measure(model, rows, copied, options.rounds)
+        for copied, source, answers in works(rows * -(-LEAST_SOURCES // rows), trained):
+            seconds = measure(model, source, answers, rows, options.rounds)
             found.append({"rows": rows, "copied": copied, "seconds": seconds})
             plain = seconds["None"]
             gains = {k: f"{plain / s:.2f}" for k, s in seconds.items() if k != "None"}
@@ -84,14 +92,18 @@ def main() -> None:
     )
 
 
-def answers_of(source: np.ndarray, copied: float | str) -> np.ndarray:
-    """Answers that copy whole sentences of each source, or a share of its tokens."""
+def works(
+    number: int, trained: dict[str, np.ndarray]
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """What is copied, so many sources, and their answers."""
     rng = np.random.default_rng(1)
-    if isinstance(copied, str):
-        return np.stack([sentences(row, rng) for row in source])
-    is_copied = rng.random((len(source), NEW_TOKENS)) < copied
-    others = rng.integers(4, VOCABULARY, is_copied.shape, dtype=np.int32)
-    return np.where(is_copied, source[:, :NEW_TOKENS], others)
+    source, others = rng.integers(4, VOCABULARY, (2, number, SOURCE), dtype=np.int32)
+    yield "nothing", source, others[:, :NEW_TOKENS]
+    for ratio in RATIOS:
+        texts, written = trained[f"source {ratio}"], trained[f"answer {ratio}"]
+        taken = np.arange(number) % len(texts)
+        yield f"all but {ratio:.0%}", texts[taken], written[taken]
+    yield "sentences", source, np.stack([sentences(row, rng) for row in source])
 
 
 def sentences(row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -102,27 +114,30 @@ def sentences(row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate(parts)[:NEW_TOKENS]
 
 
-def measure(model: Any, rows: int, copied: float | str, rounds: int) -> dict[str, float]:
-    """The median seconds of each number of drafts."""
-    rng = np.random.default_rng(0)
-    source = rng.integers(4, VOCABULARY, (rows, SOURCE), dtype=np.int32)
-    answers = answers_of(source, copied)
-    processors = [Replay(jnp.asarray(answers))]
+def measure(
+    model: Any, source: np.ndarray, answers: np.ndarray, rows: int, rounds: int
+) -> dict[str, float]:
+    """The median seconds of each number of drafts, so many rows at a time."""
+    places = range(0, len(source), rows)
+    new_tokens = answers.shape[1]
 
     def run(num_drafts: int | None) -> float:
         begin = time.perf_counter()
-        output = model.generate(
-            source,
-            logits_processors=processors,
-            prompt_lookup_num_tokens=num_drafts,
-            max_new_tokens=NEW_TOKENS,
-            min_new_tokens=NEW_TOKENS,
-            forced_eos_token_id=None,
-        )
-        tokens = np.asarray(output.sequences)[:, 1:]
+        outputs = [
+            model.generate(
+                source[i : i + rows],
+                logits_processors=[Replay(jnp.asarray(answers[i : i + rows]))],
+                prompt_lookup_num_tokens=num_drafts,
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                forced_eos_token_id=None,
+            )
+            for i in places
+        ]
+        tokens = np.concatenate([output.sequences for output in outputs])[:, 1:]
         seconds = time.perf_counter() - begin
         assert np.array_equal(tokens, answers)
-        return seconds
+        return seconds / len(places)
 
     for num_drafts in NUM_DRAFTS:
         run(num_drafts)

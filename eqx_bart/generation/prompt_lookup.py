@@ -19,10 +19,15 @@ from .places import Places, places_from, take_at
 #: The weight of the newest draft in the share of those that are right.
 _WEIGHT = 0.25
 
+#: What `copied` is before the first right draft: before every place of any length.
+_NOWHERE = -(2**30)
+
 
 class PromptLookup(eqx.Module):
     """Drafts the next tokens of each row: what has come after its last n-gram before, in
-    the source or in the row itself.
+    the source or in the row itself. Where there is no such n-gram, or it has come more than
+    once, a row goes on copying from where its last right draft was: a denoiser changes a
+    token, and then copies again.
 
     Whether a draft is right is known also where it was not tried. So drafts are tried where
     it pays, and otherwise cost next to nothing.
@@ -31,12 +36,16 @@ class PromptLookup(eqx.Module):
 
     - `source`: where padding is -1.
     - `drafts`: for the next tokens; -1 where there is none.
+    - `begin`: where the drafts come from, a place in the source and the row together.
+    - `copied`: `begin` less the length of the row, of the last right drafts.
     - `right`: the share of drafts that are right, of the last ones.
     - `ngram_size`: the longest n-gram that counts.
     """
 
     source: Integer[Array, "batch source"]
     drafts: Integer[Array, "batch rows drafts"]
+    begin: Integer[Array, "batch rows"]
+    copied: Integer[Array, "batch rows"]
     right: Float[Array, "batch rows"]
     ngram_size: int = eqx.field(static=True)
 
@@ -55,10 +64,12 @@ class PromptLookup(eqx.Module):
         lookup = cls(
             source,
             jnp.full((*shape, num_tokens), -1, jnp.int32),
+            jnp.zeros(shape, jnp.int32),
+            jnp.full(shape, _NOWHERE, jnp.int32),
             jnp.full(shape, 0.5, jnp.float32),
             ngram_size,
         )
-        return dataclasses.replace(lookup, drafts=lookup.proposed(input_ids, length))
+        return lookup.with_drafts(input_ids, length)
 
     @property
     def num_tokens(self) -> int:
@@ -98,16 +109,17 @@ class PromptLookup(eqx.Module):
         right = 1 - (1 - self.right) * kept
         is_wrong = num_right < jnp.sum(is_known, axis=-1, dtype=jnp.int32)
         right = jnp.where(is_wrong, (1 - _WEIGHT) * right, right)
-        return dataclasses.replace(
+        lookup = dataclasses.replace(
             self,
-            drafts=self.proposed(input_ids, new),
+            copied=jnp.where(num_right > 0, self.begin - old, self.copied),
             right=right.astype(self.right.dtype),
         )
+        return lookup.with_drafts(input_ids, new)
 
-    def proposed(
+    def with_drafts(
         self, input_ids: Integer[Array, "batch rows max_length"], length: Places
-    ) -> Integer[Array, "batch rows drafts"]:
-        """What came after the longest n-gram that a row of this length ends with."""
+    ) -> "PromptLookup":
+        """The same, with drafts for rows of this length."""
         batch, rows, max_length = input_ids.shape
         place = jnp.arange(max_length, dtype=jnp.int32)[None, None]
         is_decided = place < length[..., None]
@@ -115,13 +127,18 @@ class PromptLookup(eqx.Module):
         source = jnp.pad(self.source, ((0, 0), (0, 1)), constant_values=-1)
         source = jnp.broadcast_to(source[:, None], (batch, rows, source.shape[1]))
         history = jnp.concatenate([source.astype(own.dtype), own], axis=-1)
-        matched = jnp.where(history < 0, 0, self._num_matched(history, own, length))
-        best = jnp.argmax(matched, axis=-1).astype(jnp.int32)
-        place = places_from(best, self.num_tokens)
+        place = jnp.arange(history.shape[2], dtype=jnp.int32)[None, None]
+        goes_on = place == (length + self.copied)[..., None]
+        worth = 2 * self._num_matched(history, own, length) + goes_on.astype(jnp.int32)
+        worth = jnp.where(history < 0, 0, worth)
+        begin = jnp.argmax(worth, axis=-1).astype(jnp.int32)
+        place = places_from(begin, self.num_tokens)
         drafts = jnp.take_along_axis(history, place, axis=2, mode="fill", fill_value=-1)
-        is_draft = take_at(matched, best)[..., None] > 0
+        is_draft = take_at(worth, begin)[..., None] > 0
         is_draft &= jnp.cumprod(drafts >= 0, axis=-1) > 0
-        return jnp.where(is_draft, drafts, -1)
+        return dataclasses.replace(
+            self, drafts=jnp.where(is_draft, drafts, -1), begin=begin
+        )
 
     def _num_matched(
         self,

@@ -1,5 +1,7 @@
 """Drafts change how soon an answer comes, and nothing else."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -144,11 +146,15 @@ def test_a_stream_yields_what_is_right():
     assert rows == expected
 
 
-def proposed(source, own, num_tokens, ngram_size):
-    """The continuation of the first longest match, by search."""
+def proposed(source, own, num_tokens, ngram_size, copied):
+    """The continuation of the longest match, by search: where a copy goes on, or the first.
+    Without any, how the copy goes on."""
     history = [*source, -1, *own]
+    goes_on = len(own) + copied
     best, begin = 0, None
-    for i in range(1, len(history)):
+    if 0 <= goes_on < len(history) and history[goes_on] >= 0:
+        begin = goes_on
+    for i in sorted(range(len(history)), key=lambda i: i != goes_on):
         n = 0
         while (
             n < min(ngram_size, i, len(own))
@@ -171,22 +177,52 @@ def test_drafts_are_the_continuation_of_the_longest_match(seed):
     own = rng.integers(0, 4, (batch, rows, 9))
     own[:, :, : rng.integers(0, 3)] = -1
     lengths = rng.integers(3, 10, (batch, rows))
-    lookup = PromptLookup.init(
+    first = PromptLookup.init(
         jnp.asarray(source, jnp.int32),
         jnp.asarray(own, jnp.int32),
         jnp.asarray(lengths, jnp.int32),
         num_tokens=int(width),
         ngram_size=int(rng.integers(1, 4)),
     )
-    for i in range(batch):
-        for j in range(rows):
-            expected = proposed(
-                source[i].tolist(),
-                own[i, j, : lengths[i, j]].tolist(),
-                width,
-                lookup.ngram_size,
-            )
-            assert lookup.drafts[i, j].tolist() == expected
+    copied = rng.integers(-12, 12, (batch, rows))
+    copying = dataclasses.replace(first, copied=jnp.asarray(copied, jnp.int32))
+    copying = copying.with_drafts(jnp.asarray(own), jnp.asarray(lengths, jnp.int32))
+    for lookup in (first, copying):
+        for i in range(batch):
+            for j in range(rows):
+                expected = proposed(
+                    source[i].tolist(),
+                    own[i, j, : lengths[i, j]].tolist(),
+                    width,
+                    lookup.ngram_size,
+                    int(lookup.copied[i, j]),
+                )
+                assert lookup.drafts[i, j].tolist() == expected
+
+
+class Replay(eb.LogitsProcessor):
+    """Forces answers, `[batch, steps]`, after a prompt of one token."""
+
+    answers: jax.Array
+
+    def __call__(self, input_ids, scores, length):
+        answers = jnp.repeat(self.answers, len(scores) // len(self.answers), axis=0)
+        token = jnp.take_along_axis(answers, length - 1, axis=1, mode="clip")
+        return jnp.where(jnp.arange(scores.shape[1])[None] == token, 0.0, -jnp.inf)
+
+
+def test_a_copy_goes_on_after_a_token_that_differs():
+    model, rng = model_of(7)
+    source = np.tile(4 + rng.permutation(18), (2, 2))[:, :30], np.ones((2, 30), int)
+    others = np.setdiff1d(np.arange(22, 40), model.config.decoder_start_token_id)
+    answers = source[0].copy()
+    answers[0, 3::6], answers[1, 4::6] = rng.permutation(others)[:10].reshape(2, 5)
+    settings = {"max_new_tokens": 30, "eos_token_id": None}
+    settings["logits_processors"] = [Replay(jnp.asarray(answers))]
+    assert np.array_equal(model.generate(*source, **settings).sequences[:, 1:], answers)
+    check(model, *source, num_drafts=5, **settings)
+    # The first token, those up to the first that differs, and five times five drafts.
+    assert steps(model, *source, prompt_lookup_num_tokens=5, **settings) == 7
 
 
 def test_beams_do_without_drafts():
