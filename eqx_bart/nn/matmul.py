@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int8
 from .checks import ArrayLike
 
 
-# Up to this many rows, `dot_transposed` puts the weight on the left; measured on CPUs.
+# Up to this many rows, a product is one that does not copy the weight; measured on CPUs.
 _FEW_ROWS = 32
 
 # Whether XLA's CPU backend has fast products in bfloat16 of many matrices, two rows each.
@@ -124,8 +124,20 @@ def _is_half(x: Array, y: Array) -> bool:
 
 @jax.custom_jvp
 def _full_matmul(x: Array, y: Array) -> Array:
-    """`matmul` in float32 or better, with a gradient by `y` that is fast on CPUs."""
-    return _product(x, y)
+    """`matmul` in float32 or better, with a gradient by `y` that is fast on CPUs. There a
+    product of three to `_FEW_ROWS` rows is one of their columns: XLA does not copy `y` into
+    blocks for it, which takes up to half of the time."""
+    rows = math.prod(x.shape[:-1])
+    if y.ndim > 2 or not 2 < rows <= _FEW_ROWS:
+        return _product(x, y)
+    return jax.lax.platform_dependent(x, y, cpu=_product_of_columns, default=_product)
+
+
+def _product_of_columns(x: Array, y: Array) -> Array:
+    """`x @ y`, of a transposed copy of `x`."""
+    columns, dtype = _transposed_copy(x, 0), at_least_float32(x, y)
+    rows = jnp.tensordot(columns, y, (0, 0), preferred_element_type=dtype)
+    return rows.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def _full_matmul_jvp(
@@ -152,15 +164,12 @@ def _product_by_columns(x: Array, y: Array) -> Array:
     """`x @ y`, whose gradient by `y` is a product of two row-major matrices: XLA's CPU
     backend is fastest at these. One of them is a transposed copy of `x` or of the
     cotangent, the narrower of the two."""
-    dtype = at_least_float32(x, y)
     if x.shape[-1] <= y.shape[-1]:
-        x_columns = _transposed_copy(x, 0)
-        rows = jnp.tensordot(x_columns, y, (0, 0), preferred_element_type=dtype)
-    else:
-        x_rows, y_columns = x.reshape(-1, x.shape[-1]), _transposed_copy(y, 0)
-        columns = jnp.tensordot(y_columns, x_rows, (1, 1), preferred_element_type=dtype)
-        rows = _transposed_copy(columns, 0)
-    return rows.reshape(*x.shape[:-1], y.shape[-1])
+        return _product_of_columns(x, y)
+    dtype = at_least_float32(x, y)
+    x_rows, y_columns = x.reshape(-1, x.shape[-1]), _transposed_copy(y, 0)
+    columns = jnp.tensordot(y_columns, x_rows, (1, 1), preferred_element_type=dtype)
+    return _transposed_copy(columns, 0).reshape(*x.shape[:-1], y.shape[-1])
 
 
 @jax.custom_vjp
