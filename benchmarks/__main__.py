@@ -58,7 +58,7 @@ PARTS = {
     ),
     "steps": Part("steps.py", ("--dtypes", "float32", "bfloat16", "float16", "int8")),
     "rows": Part("rows.py"),
-    "drafts": Part("drafts.py"),
+    "drafts": Part("drafts.py", ("--cache", "weights/drafts")),
     "tasks": Part("tasks.py"),
     "many": Part("many.py", ("--dtype", "int8", "--cache", "weights/many")),
     "startup": Part("startup.py", ("--cache", "weights/startup")),
@@ -73,7 +73,9 @@ GPU_PARTS = {
         (NEWEST,),
     ),
     "drafts on a GPU": Part(
-        "drafts.py", ("--size", "large", "--dtype", "bfloat16"), (NEWEST,)
+        "drafts.py",
+        ("--size", "large", "--dtype", "bfloat16", "--cache", "weights/drafts"),
+        (NEWEST,),
     ),
 }
 

@@ -4,8 +4,10 @@ A product is `x @ weight`, which is fast: a weight is `[in, out]`, the transpose
 PyTorch stores.
 """
 
+import functools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,8 +21,9 @@ from .checks import ArrayLike
 # Up to this many rows, a product is one that does not copy the weight; measured on CPUs.
 _FEW_ROWS = 32
 
-# Whether XLA's CPU backend has fast products in bfloat16 of many matrices, two rows each.
-_HAS_FAST_BATCHES = jax.__version_info__ >= (0, 11)
+# Whether XLA's CPU backend has fast products in bfloat16 on every processor, and of many
+# matrices, two rows each.
+_HAS_FAST_BFLOAT16 = jax.__version_info__ >= (0, 11)
 
 
 def dot_transposed(
@@ -223,16 +226,28 @@ def _half_product(
     x: Array,
     y: Array,
 ) -> Array:
-    """A product in half precision. CPUs have none in float16: XLA makes both operands
-    float32, a weight once before a loop, and a product that is made for float32 is the
-    fast one."""
-    if x.dtype != jnp.float16:
+    """A product in half precision. Where CPUs have none, XLA makes both operands float32, a
+    weight once before a loop, and a product that is made for float32 is the fast one."""
+    if x.dtype != jnp.float16 and _has_bfloat16():
         return _with_rows(half, x, y)
 
     def in_float32(x: Array, y: Array) -> Array:
         return full(x.astype(jnp.float32), y.astype(jnp.float32))
 
     return jax.lax.platform_dependent(x, y, cpu=in_float32, default=half)
+
+
+@functools.cache
+def _has_bfloat16() -> bool:
+    """Whether XLA's CPU backend has fast products in bfloat16: before JAX 0.11, where the
+    processor has them, some with AVX-512."""
+    if _HAS_FAST_BFLOAT16:
+        return True
+    try:
+        features = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # no Linux
+        return True
+    return "avx2" not in features or "bf16" in features
 
 
 def _half_gradient(x: Array, y: Array, ndim: int) -> Array:
@@ -247,7 +262,7 @@ def _with_rows(product: Callable[[Array, Array], Array], x: Array, y: Array) -> 
     of one row in bfloat16 or in 8 bits, but one of two rows; for one row it makes all
     matrices float32, before a loop if they stay the same."""
     is_one_row = math.prod(x.shape[:-1]) == math.prod(y.shape[:-2]) > 0
-    is_slow = x.dtype in (jnp.bfloat16, jnp.int8) and (y.ndim == 2 or _HAS_FAST_BATCHES)
+    is_slow = x.dtype in (jnp.bfloat16, jnp.int8) and (y.ndim == 2 or _HAS_FAST_BFLOAT16)
     if not (is_one_row and is_slow):
         return product(x, y)
 
