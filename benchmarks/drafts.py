@@ -13,6 +13,7 @@ is measured with four sources, one after the other. The denoiser is trained in m
 """
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
@@ -70,7 +71,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         trained = denoised(options.cache or Path(temporary))
     for rows in options.rows:
-        for copied, source, answers in works(rows * -(-LEAST_SOURCES // rows), trained):
+        number = rows * math.ceil(LEAST_SOURCES / rows)
+        for copied, source, answers in works(number, trained):
             seconds = measure(model, source, answers, rows, options.rounds)
             found.append({"rows": rows, "copied": copied, "seconds": seconds})
             plain = seconds["None"]
@@ -95,7 +97,7 @@ def main() -> None:
 def works(
     number: int, trained: dict[str, np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """What is copied, so many sources, and their answers."""
+    """Each kind of answer, with so many sources and their answers."""
     rng = np.random.default_rng(1)
     source, others = rng.integers(4, VOCABULARY, (2, number, SOURCE), dtype=np.int32)
     yield "nothing", source, others[:, :NEW_TOKENS]

@@ -121,9 +121,8 @@ class PromptLookup(eqx.Module):
     ) -> "PromptLookup":
         """The same, with drafts for rows of this length."""
         batch, rows, max_length = input_ids.shape
-        place = jnp.arange(max_length, dtype=jnp.int32)[None, None]
-        is_decided = place < length[..., None]
-        own = jnp.where(is_decided, input_ids, -1)
+        step = jnp.arange(max_length, dtype=jnp.int32)[None, None]
+        own = jnp.where(step < length[..., None], input_ids, -1)
         source = jnp.pad(self.source, ((0, 0), (0, 1)), constant_values=-1)
         source = jnp.broadcast_to(source[:, None], (batch, rows, source.shape[1]))
         history = jnp.concatenate([source.astype(own.dtype), own], axis=-1)
@@ -132,8 +131,8 @@ class PromptLookup(eqx.Module):
         worth = 2 * self._num_matched(history, own, length) + goes_on.astype(jnp.int32)
         worth = jnp.where(history < 0, 0, worth)
         begin = jnp.argmax(worth, axis=-1).astype(jnp.int32)
-        place = places_from(begin, self.num_tokens)
-        drafts = jnp.take_along_axis(history, place, axis=2, mode="fill", fill_value=-1)
+        drafted = places_from(begin, self.num_tokens)
+        drafts = jnp.take_along_axis(history, drafted, axis=2, mode="fill", fill_value=-1)
         is_draft = take_at(worth, begin)[..., None] > 0
         is_draft &= jnp.cumprod(drafts >= 0, axis=-1) > 0
         return dataclasses.replace(

@@ -49,11 +49,13 @@ def test_products_in_half_precision(product, left, right, dtype, normal, monkeyp
     if product is dot_transposed:
         y = y.mT
 
+    def traced_anew(x, y):  # `jit` keeps what it has traced of `product`
+        return product(x, y)
+
     def loss(x, y):
         return jnp.sum(product(x, y) * weights)
 
-    # Of a function of its own: `jit` keeps what it has traced of `product`.
-    found = jax.jit(lambda x, y: product(x, y))(x, y)  # noqa: PLW0108
+    found = jax.jit(traced_anew)(x, y)
     assert found.dtype == jnp.float32
     assert np.allclose(found, exact[0] @ exact[1], rtol=1e-6, atol=1e-6)
     operands = [a.requires_grad_() for a in exact[:2]]
