@@ -33,7 +33,6 @@ import eqx_bart as eb
 
 
 jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_disable_most_optimizations", True)  # half the time to compile
 
 CONFIG = {
     "vocab_size": 264,  # four parts, each of a block of the top-k and some more

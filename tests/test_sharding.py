@@ -227,7 +227,7 @@ def test_on_one_device_nothing_changes(config):
 @pytest.mark.devices
 @pytest.mark.parametrize(
     ("types", "meshes"),
-    [("explicit", PAIRS), ("automatic", (*ALONE, *TOGETHER)), ("mixed", TOGETHER)],
+    [("explicit", PAIRS), ("automatic", ALONE), ("mixed", TOGETHER)],
     ids=["explicit", "automatic", "mixed"],
 )
 def test_every_mesh_computes_what_one_device_does(types, meshes):
@@ -246,6 +246,10 @@ def test_every_call_does_on_every_mesh(types):
 
 
 @pytest.mark.devices
-@pytest.mark.parametrize("types", ["explicit", "automatic"])
-def test_what_devices_exchange_and_hold(types):
-    assert on_devices(8, TESTS / "traffic.py", types, *MESHES) == "done"
+@pytest.mark.parametrize(
+    ("types", "meshes"),
+    [("explicit", PAIRS), ("automatic", (*ALONE, *TOGETHER))],
+    ids=["explicit", "automatic"],
+)
+def test_what_devices_exchange_and_hold(types, meshes):
+    assert on_devices(8, TESTS / "traffic.py", types, *meshes) == "done"

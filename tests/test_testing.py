@@ -62,8 +62,12 @@ class Forgetful(eb.models.AbstractLMHead):
         return projection(states) + jnp.arange(41) * states.shape[1]
 
 
-def test_what_is_right_passes(model, config, getkey):
+def test_what_is_right_passes(model):
     eb.testing.check_decoding(changed(model, "none"), IDS, MASK)
+
+
+@pytest.mark.slow
+def test_a_decoder_alone_passes(config, getkey):
     alone = eqx.nn.inference_mode(eb.BartForCausalLM(config, key=getkey()))
     eb.testing.check_decoding(alone, IDS[:, :2])
 

@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
+from conftest import with_slow
 from oracle import (
     assert_close,
     assert_same,
@@ -50,7 +51,7 @@ def rewrite(directory, change):
     safetensors.numpy.save_file(tensors, file, {"format": "pt"})
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", with_slow(True, slow=[False]))
 @pytest.mark.parametrize("name", CLASSES)
 def test_to_hf_and_back(name, tied, tmp_path):
     config = random_config(np.random.default_rng(0))

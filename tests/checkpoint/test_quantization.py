@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import transformers
+from conftest import with_slow
 
 import eqx_bart as eb
 from eqx_bart.checkpoint.names import named_parts
@@ -50,7 +51,7 @@ def in_8_bits(model):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", with_slow(*MODELS[1:3], slow=MODELS))
 def test_all_of_a_model_but_a_classifier(cls, tied, config, getkey, tmp_path):
     config = config.updated(tie_word_embeddings=tied, num_labels=3)
     model = eqx.nn.inference_mode(cls(config, key=getkey()))

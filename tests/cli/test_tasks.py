@@ -358,7 +358,10 @@ def test_numbers_that_json_does_not_have(checkpoints, capsys, monkeypatch):
     [
         ["--set=max_new_tokens=20"],
         ["--set=num_beams=3", "--set=max_new_tokens=20"],
-        ["--set=do_sample=true", "--seed=5", "--set=max_new_tokens=20"],
+        pytest.param(
+            ["--set=do_sample=true", "--seed=5", "--set=max_new_tokens=20"],
+            marks=pytest.mark.slow,
+        ),
         None,
     ],
     ids=["greedy", "beams", "samples", "built-in"],

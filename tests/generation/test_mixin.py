@@ -280,7 +280,7 @@ ODD_SETTINGS = (
 
 
 @pytest.mark.filterwarnings("ignore")  # HF warns of some
-@pytest.mark.parametrize("odd", ODD_SETTINGS, ids=str)
+@pytest.mark.parametrize("odd", with_slow(*ODD_SETTINGS[::2], slow=ODD_SETTINGS), ids=str)
 def test_odd_settings_of_a_checkpoint_do_not_stop_it(odd, checkpoint, tmp_path):
     """Settings that are not used, or that HF runs with."""
     theirs, directory = checkpoint

@@ -56,7 +56,7 @@ def slow(*case):
         slow(SAMPLING, {"top_k": [1, 7, 50, 64], "top_p": [0.3, 0.5, 0.9]}),
         slow(SAMPLING, {"min_p": [0.1, 0.2], "typical_p": [0.5, 0.7]}),
         slow(SAMPLING, {"epsilon_cutoff": [0.01, 0.02], "eta_cutoff": [0.01, 0.02]}),
-        (BEAMS, {"length_penalty": [-1.0, 0.0, 0.5, 2.0]}),
+        slow(BEAMS, {"length_penalty": [-1.0, 0.0, 0.5, 2.0]}),
         slow(BEAMS | {"early_stopping": "never"}, {"length_penalty": [-1.0, 0.0, 2.0]}),
         slow(
             BEAMS, {"repetition_penalty": [0.9, 1.1], "encoder_repetition_penalty": [2, 3]}

@@ -27,14 +27,14 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("settings", with_slow("beams", slow=SETTINGS))
 @pytest.mark.parametrize("kind", with_slow(KINDS[0], slow=KINDS))
 def test_both_forms_of_slots_are_one(kind, settings, monkeypatch):
     theirs, ours, rng = pair(kind, 0)
     ids, mask = random_ids(rng, theirs.config, 3, 5), np.ones((3, 5), int)
     mask[1, :2] = 0
     asked = {"output_scores": True, "output_attentions": kind != "BartForCausalLM"}
-    call = {"max_new_tokens": 7, **settings, **asked}
+    call = {"max_new_tokens": 7, **SETTINGS[settings], **asked}
     shared = ours.generate(ids, mask, **call)
     monkeypatch.setattr(mixin, "_FEW_BEAMS", 1)
     programs._program.cache_clear()

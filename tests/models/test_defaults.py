@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import with_slow
 from oracle import assert_same
 
 import eqx_bart as eb
@@ -21,7 +22,9 @@ CLASSES = [
 
 
 @pytest.mark.parametrize("flag", ["output_attentions", "output_hidden_states"])
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    "cls", with_slow(*CLASSES[:2], slow=CLASSES), ids=lambda cls: cls.__name__
+)
 def test_flags_of_the_config(cls, flag, config, getkey):
     """The rest of HF's `test_attention_outputs` and `test_hidden_states_output`."""
     config = config.updated(**{flag: True})

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from conftest import with_slow
 from oracle import CLASSES, convert, random_config, random_ids, random_model
 
 import eqx_bart as eb
@@ -30,7 +31,9 @@ def build(name, config, changes, key):
     return CLASSES[name](config, key=key)
 
 
-@pytest.mark.parametrize("switch", OFF)
+@pytest.mark.parametrize(
+    "switch", with_slow("activation_dropout", "decoder_layerdrop", slow=OFF)
+)
 def test_each_switch_works_by_key_and_is_off_in_inference_mode(switch, config, getkey):
     name = "BartForSequenceClassification"
     key = getkey()
@@ -88,7 +91,12 @@ SAMPLES = 8192
 
 
 @pytest.mark.parametrize(
-    "switch", ["dropout", "attention_dropout", "activation_dropout", "classifier_dropout"]
+    "switch",
+    with_slow(
+        "dropout",
+        "attention_dropout",
+        slow=["activation_dropout", "classifier_dropout"],
+    ),
 )
 def test_dropout_spreads_states_and_logits_as_in_pytorch(switch):
     """All samples are rows of one batch, which dropout treats independently."""

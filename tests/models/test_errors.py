@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from conftest import with_slow
 
 import eqx_bart as eb
 
@@ -157,7 +158,9 @@ def test_no_rows_and_no_tokens(model):
         model(IDS, decoder_input_ids=IDS[:, :0])
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint32, np.int64])
+@pytest.mark.parametrize(
+    "dtype", with_slow(np.int8, np.int64, slow=[np.uint8, np.int16, np.uint32])
+)
 def test_integers_of_any_width(dtype, getkey):
     config = eb.BartConfig(
         vocab_size=300,

@@ -63,7 +63,7 @@ def both(inputs, dtype):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("seed", with_slow(*range(3), slow=range(50)))
+@pytest.mark.parametrize("seed", with_slow(0, 1, slow=range(50)))
 def test_all_outputs(seed, name, request):
     if seed % 10 == 0:
         request.getfixturevalue("full_compilation")

@@ -17,7 +17,6 @@ import eqx_bart as eb
 MESH = jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
 ROWS = 8
 MESSAGE = "input_ids must lie in [0, 50)"
-jax.config.update("jax_disable_most_optimizations", True)  # half the time to compile
 
 
 def place(x, *axes):

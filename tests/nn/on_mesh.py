@@ -34,8 +34,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import eqx_bart as eb
 
 
-jax.config.update("jax_disable_most_optimizations", True)  # half the time to compile
-
 TYPES = {"explicit": AxisType.Explicit, "automatic": AxisType.Auto}
 AXES = tuple(TYPES[name] for name in sys.argv[1:3])
 MESH = jax.make_mesh((2, 2), ("data", "fsdp"), AXES)

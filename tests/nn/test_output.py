@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import with_slow
 
 import eqx_bart as eb
 
@@ -18,13 +19,11 @@ SHOW = {"output_attentions": True, "output_hidden_states": True}
 @pytest.mark.parametrize("options", [{}, SHOW])
 @pytest.mark.parametrize(
     "name",
-    [
-        "BartModel",
-        "BartForConditionalGeneration",
+    with_slow(
         "BartForSequenceClassification",
-        "BartForQuestionAnswering",
         "BartForCausalLM",
-    ],
+        slow=["BartModel", "BartForConditionalGeneration", "BartForQuestionAnswering"],
+    ),
 )
 def test_the_mapping_is_hfs(name, options, config, getkey):
     theirs = getattr(transformers, name)(

@@ -10,8 +10,6 @@ from jax.sharding import AxisType
 import eqx_bart as eb
 
 
-jax.config.update("jax_disable_most_optimizations", True)  # half the time to compile
-
 CONFIG = eb.BartConfig(
     vocab_size=24,
     max_position_embeddings=16,

@@ -90,6 +90,7 @@ def test_every_window_is_what_generate_answers(model, tokenizer):
         assert list(window.summary_token_ids) == expected.tolist()
 
 
+@pytest.mark.slow
 def test_summaries_are_merged_until_there_is_one(model, tokenizer):
     text = STORY * 90
     settings = {"max_length": 100, "min_length": 60, "num_beams": 1, "do_sample": False}

@@ -17,7 +17,6 @@ from meshes import mesh_of, rows_of
 import eqx_bart as eb
 
 
-jax.config.update("jax_disable_most_optimizations", True)
 DIRECTORY = pathlib.Path(sys.argv[1])
 DATA = np.random.default_rng(0).integers(4, 60, (6, 8, 7))  # six batches
 OPTIM = optax.adamw(1e-2)

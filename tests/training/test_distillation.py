@@ -152,6 +152,7 @@ def test_the_loss_and_its_gradient_are_pytorch_s(options, double):
     assert_same_leaves(grads, convert_grads(pair.their_student), 1e-9)
 
 
+@pytest.mark.slow
 def test_a_mean_over_full_rows_is_hf_s_hidden_loss(double):
     """Where all rows are full, HF's mean over all tokens of a batch is the same."""
     pair = Pair(4)
