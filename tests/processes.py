@@ -33,7 +33,6 @@ if NUM_PROCESSES > 1:
     jax.distributed.initialize(f"127.0.0.1:{PORT}", NUM_PROCESSES, PROCESS)
 MESH = mesh_of(*sys.argv[4:6])
 SOURCE, TARGET = map(pathlib.Path, sys.argv[6:8])
-jax.config.update("jax_disable_most_optimizations", True)
 NUM_READ, HELD = [], collections.Counter()
 IDS = np.random.default_rng(0).integers(4, 50, (8, 6))
 IDS[:, -1] = 2

@@ -253,3 +253,9 @@ def test_every_call_does_on_every_mesh(types):
 )
 def test_what_devices_exchange_and_hold(types, meshes):
     assert on_devices(8, TESTS / "traffic.py", types, *meshes) == "done"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("types", ["explicit", "automatic"])
+def test_what_devices_exchange_and_hold_on_every_mesh(types):
+    assert on_devices(8, TESTS / "traffic.py", types, *MESHES) == "done"
